@@ -1,0 +1,80 @@
+# midjax: every target sets up what it needs in .venv; `make help` lists them.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/stamps
+SUPPORTED := 3.11 3.12 3.13
+
+# Tests and the demo run on the CPU unless told otherwise.
+export JAX_PLATFORMS ?= cpu
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+version = $(shell $(1) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+found = $(or $(call version,$(PYTHON)),no Python)
+# PYTHON is a wish only when somebody gave it, not when it is the default above.
+asked = $(if $(filter-out file,$(origin PYTHON)),$(call version,$(PYTHON)))
+installed = $(call version,$(BIN)/python)
+
+.PHONY: help demo test lint clean check-python
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo     set up, then the main job: real text to a mid-trained, evaluated, exported model"
+	@echo "make test     set up with the test extras, then all tests"
+	@echo "make lint     ruff check, ruff format --check, mypy"
+	@echo "make clean    remove .venv, build/ and caches"
+	@echo "PYTHON=python3.12 chooses the interpreter for .venv: one of $(SUPPORTED)"
+
+demo: $(STAMPS)/run
+	$(BIN)/midjax demo
+
+test: $(STAMPS)/test
+	$(BIN)/python -m pytest
+
+lint: $(STAMPS)/dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+
+# An environment of another Python than the one asked for is not touched, and not used either.
+check-python:
+	$(if $(wildcard $(STAMPS)/venv),\
+	  $(if $(asked),$(if $(filter $(asked),$(installed)),,\
+	    $(error $(VENV) has Python $(installed), PYTHON is $(asked): run `make clean` first))),\
+	  $(if $(filter $(SUPPORTED),$(found)),,\
+	    $(error midjax needs one of Python $(SUPPORTED); $(PYTHON) is $(found). Say make PYTHON=python3.12)))@:
+
+$(STAMPS)/venv: | check-python
+	$(PYTHON) -m venv --clear $(VENV)
+	@mkdir -p $(STAMPS)
+	@touch $@
+
+# A stamp is written last. While pip works there is a file `busy`: where an earlier attempt was
+# interrupted, packages may be half there without pip knowing, so the environment is made anew.
+define install
+	@if [ -e $(STAMPS)/busy ]; then \
+	  echo "The last set-up was interrupted: starting $(VENV) over."; \
+	  $(BIN)/python -c 'import sys; print(sys._base_executable)' >$(VENV)/.base && \
+	  base=$$(cat $(VENV)/.base) && "$$base" -m venv --clear $(VENV) && \
+	  mkdir -p $(STAMPS) && touch $(STAMPS)/venv; \
+	fi
+	@touch $(STAMPS)/busy
+	$(BIN)/python -m pip install --constraint constraints.txt --editable "$(1)"
+	@rm -f $(STAMPS)/busy
+endef
+
+$(STAMPS)/run: pyproject.toml constraints.txt $(STAMPS)/venv | check-python
+	$(call install,.)
+	@touch $@
+
+$(STAMPS)/test: pyproject.toml constraints.txt $(STAMPS)/venv | check-python
+	$(call install,.[test])
+	@touch $(STAMPS)/run $@
+
+$(STAMPS)/dev: pyproject.toml constraints.txt $(STAMPS)/venv | check-python
+	$(call install,.[dev])
+	@touch $(STAMPS)/run $@

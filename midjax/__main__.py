@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`midjax VERB`: one table of verbs. Heavy imports happen inside a verb, never for `--help`."""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import midjax
+
+USAGE = """\
+midjax {version}: mid-training of language models in JAX
+
+  midjax VERB --gin_file=RECIPE [--gin.Class.field=value ...]
+
+{verbs}
+
+  --gin_file=FILE          a recipe; what it includes is read first
+  --gin.Class.field=VALUE  overrides one field; bare strings such as gs://bucket/run are allowed
+  midjax show VERB ...     prints every field that VERB would use, marks what differs from its
+                           default, and runs nothing
+  midjax VERB --help       what a verb does, writes and can be repeated with
+
+Recipes: {recipes}
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb. Returns the exit code: 0, or 2 after a mistake of the user's."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(midjax.__version__)
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name not in VERBS:
+        print(f"midjax: no verb {name!r}; there are: {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    verb = VERBS[name]
+    if "-h" in rest or "--help" in rest:
+        print(f"midjax {name}: {verb.summary}\n\n{verb.details.rstrip()}")
+        return 0
+    try:
+        verb.run(rest)
+    except (ValueError, FileNotFoundError) as error:
+        # What a user gave does not fit. Everything else is a bug and keeps its traceback.
+        print(f"midjax {name}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Verb:
+    """One row of the table."""
+
+    run: Callable[[list[str]], Any]
+    summary: str
+    details: str
+
+
+def usage() -> str:
+    """The text of `midjax --help`."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items())
+    return USAGE.format(version=midjax.__version__, verbs=verbs, recipes=_recipes_place()).rstrip()
+
+
+def _recipes_place() -> str:
+    return "gin/recipes/ (in an installed wheel: midjax/gin/recipes/)"
+
+
+def _load(verb: str, arguments: list[str]) -> Any:
+    from midjax import config
+
+    gin_files, bindings, rest = config.split_argv(arguments)
+    if rest:
+        raise ValueError(
+            f"unknown arguments {rest}; a verb takes --gin_file=FILE and --gin.Class.field=VALUE"
+        )
+    return config.load(verb, gin_files, bindings)
+
+
+def _show(arguments: list[str]) -> None:
+    from midjax import config
+
+    if not arguments or arguments[0] not in config.ROOTS:
+        raise ValueError(f"show needs one of {', '.join(config.ROOTS)}, and its --gin_file=RECIPE")
+    print(config.show(_load(arguments[0], arguments[1:])))
+
+
+def _tokenize(arguments: list[str]) -> None:
+    root = _load("tokenize", arguments)
+    from midjax import config
+    from midjax.batches import tokenize
+
+    config.save(root, root.output)
+    tokenize.run(root)
+
+
+# What a run that resumes may change: where and how it computes, never what.
+LOOSE_WHEN_RESUMING = (
+    "run_dir",
+    "mesh",
+    "microbatches",
+    "checkpoint",
+    "model.remat",
+    "model.loss_chunk_tokens",
+)
+
+
+def _train(arguments: list[str]) -> None:
+    root = _load("train", arguments)
+    from midjax import checkpoint, config, log
+    from midjax.train import loop
+
+    if checkpoint.steps(root.run_dir):
+        for line in config.guard_resume(root, root.run_dir, LOOSE_WHEN_RESUMING):
+            log.say(f"changed since this run began: {line}")
+    loop.prepare(root)  # a recipe that cannot run leaves no run directory behind
+    config.save(root, root.run_dir)
+    log.say(f"every setting: {root.run_dir}/config.gin")
+    loop.run(root)
+
+
+def _restored(run_dir: str, step: int | None) -> tuple[Any, Any, int, dict, Any]:
+    """(model config, parameters, step, facts, mesh) of a checkpoint. Moments are not read."""
+    import jax
+
+    from midjax import checkpoint, config
+    from midjax.model import sharding, transformer
+
+    model = config.load_run(run_dir, "train").model
+    found = checkpoint.steps(run_dir)
+    if not found or (step is not None and step not in found):
+        raise checkpoint.CheckpointError(
+            f"{run_dir} holds the checkpoints {found}, asked for "
+            f"{'the newest' if step is None else step}. Train it first."
+        )
+    step = found[-1] if step is None else step
+    jax_mesh = sharding.make(sharding.Mesh(data=1, fsdp=-1, tensor=1))
+    abstract = transformer.abstract(model)
+    shardings = sharding.tree(jax_mesh, transformer.logical_axes(model), abstract)
+    target = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
+    )
+    params = checkpoint.restore(run_dir, step, {"params": target})["params"]
+    return model, params, step, checkpoint.read_facts(run_dir, step), jax_mesh
+
+
+def _eval(arguments: list[str]) -> None:
+    root = _load("eval", arguments)
+    from midjax import log
+    from midjax.evals import run
+
+    model, params, step, facts, mesh = _restored(root.run, root.step)
+    tokenizer_hash = facts["manifest"]["tokenizer_hash"]
+    result = run.run(root, model, params, step, mesh, tokenizer_hash=tokenizer_hash)
+    where = run.write(result)
+    for name, domain in result["domains"].items():
+        bits = domain["bits_per_byte"]
+        log.say(f"  {name}: {'not finite' if bits is None else f'{bits:.4f}'} bits per byte")
+    log.say(f"written to {where}")
+
+
+def _export(arguments: list[str]) -> None:
+    root = _load("export", arguments)
+    import dataclasses
+
+    from midjax import checkpoint, export, files, log
+
+    model, params, step, _, _ = _restored(root.run, root.step)
+    evals = {
+        place.stem: files.read_json(place)
+        for place in sorted((files.path(root.run) / "eval").glob("*.json"))
+    }
+    lineage = {"stages, oldest first": checkpoint.lineage(root.run, step), "evals": evals}
+    result = export.run(root, model, params, lineage)
+    files.write_json(files.path(root.output) / "export.json", dataclasses.asdict(result))
+    log.say(
+        f"{result.folder}: logits within {result.max_difference:.1e} of {result.compared_with}, "
+        f"over {result.compared_tokens} tokens"
+    )
+
+
+def _report(arguments: list[str]) -> None:
+    root = _load("report", arguments)
+    from midjax.report import page
+
+    page.run(root)
+    print(page.terminal_table(root))
+
+
+def _demo(arguments: list[str]) -> None:
+    from midjax import demo
+
+    demo.run(arguments, main)
+
+
+VERBS = {
+    "demo": Verb(
+        _demo,
+        "mid-trains a small model on real text, with a control, from nothing to a report",
+        """\
+  midjax demo [--fresh]
+
+Runs, in this process, the verbs below with the recipes gin/recipes/demo_*.gin and prints each
+command before it runs. Takes about 5 minutes on 2 CPU cores. What is finished is kept: the
+same command goes on after an interruption, and --fresh starts over.
+Writes build/demo/: report.html, export/ (a Hugging Face folder), tokens/ and the runs.""",
+    ),
+    "tokenize": Verb(
+        _tokenize,
+        "text sources -> token folders (once per tokenizer)",
+        """\
+  midjax tokenize --gin_file=gin/recipes/demo_tokenize.gin
+
+Reads JSON lines (.gz too) or plain text, writes OUTPUT/<source>/ with token shards and a
+manifest (tokenizer hash, counts, what was dropped and why). Sources whose files did not change
+are kept as they are.""",
+    ),
+    "train": Verb(
+        _train,
+        "pretrains or mid-trains; the same command resumes",
+        """\
+  midjax train --gin_file=gin/recipes/demo_midtrain.gin
+
+Writes Train.run_dir: config.json, config.gin, metrics.jsonl (a row per update), events.jsonl,
+checkpoints/<step>/. If that folder holds a checkpoint of this run, the newest valid one is
+resumed, whatever Start says; otherwise Start says what the run begins from. The recipe's model,
+data and schedule must be the ones that the run began with.""",
+    ),
+    "eval": Verb(
+        _eval,
+        "bits per byte by domain, loss by position, samples",
+        """\
+  midjax eval --gin_file=gin/recipes/demo_eval.gin --gin.Eval.run=build/demo/midtrain
+
+Reads parameters only. Writes RUN/eval/<name>.json.""",
+    ),
+    "export": Verb(
+        _export,
+        "a run -> a Hugging Face folder, loaded back and compared",
+        """\
+  midjax export --gin_file=gin/recipes/demo_export.gin
+
+Reads parameters only. Writes safetensors, config, tokenizer and a model card, loads the folder
+back (with transformers where PyTorch is installed, else with midjax's own importer) and prints
+the largest difference between logits.""",
+    ),
+    "report": Verb(
+        _report,
+        "run directories and evals -> one self-contained HTML page",
+        """\
+  midjax report --gin_file=gin/recipes/demo_report.gin
+
+Reads metrics.jsonl, events.jsonl, config.json and eval/*.json. Prints the table of the page.""",
+    ),
+    "show": Verb(
+        _show,
+        "prints what a verb would use and runs nothing",
+        """\
+  midjax show train --gin_file=gin/recipes/demo_midtrain.gin --gin.Train.train_tokens=1_000_000
+
+Every field as `path = value`; `*` marks what differs from its default.""",
+    ),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

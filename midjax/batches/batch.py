@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The record that crosses from data to training and evaluation."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+FIELDS = ("tokens", "targets", "segments", "positions", "weights", "source")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Packed rows. B = rows, T = row length in tokens; microbatches add an axis in front.
+    Arrays are NumPy's on the host, JAX's on devices.
+
+    Attributes:
+      tokens: inputs.
+      targets: the token after each input, in the same document.
+      segments: 1.. per document in the row; 0 is padding.
+      positions: restart at 0 in every document piece.
+      weights: loss weight; 0 on padding and masked text.
+      source: index into the mixture's sorted source names.
+    """
+
+    tokens: Int[Any, "... B T"]
+    targets: Int[Any, "... B T"]
+    segments: Int[Any, "... B T"]
+    positions: Int[Any, "... B T"]
+    weights: Float[Any, "... B T"]
+    source: Int[Any, "... B T"]
+
+
+def stack(rows: Sequence[Mapping[str, np.ndarray]]) -> Batch:
+    """Rows of `pack.Rows`, each field [T], as one batch [len(rows), T]."""
+    return Batch(**{name: np.stack([row[name] for row in rows]) for name in FIELDS})

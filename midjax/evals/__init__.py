@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Params and held-out token folders -> one JSON file of numbers that the report reads.
+
+token folder of a domain --plan "concat"--> rows --model--> nats of each target
+                                                               |-- per domain:  bits per byte
+token folder of long documents --plan "whole"--> rows --model--+-- per position: nats per token
+
+prompts --tokenizer--> padded buffer --model, token by token--> continuations
+
+loss.py      the two numbers above, each defined by a formula in its docstring
+generate.py  greedy or seeded sampling
+run.py       the root `Eval`: checks, computes, writes run/eval/<name>.json
+"""

@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verb `export`: a trained model as a Hugging Face folder that transformers 4 and 5 load.
+
+params + tokenizer folder + lineage --run--> output/  config.json  model.safetensors
+                                                      generation_config.json  tokenizer files
+                                                      README.md (the model card)
+                             then: load it back, compare its logits on text
+"""
+
+import dataclasses
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tokenizers
+from jaxtyping import Float, Int
+
+from midjax import files, log
+from midjax.model import hf, transformer
+
+# Prose, code and maths, so that most kinds of token occur.
+PROMPT = """\
+The river had risen in the night, and by morning the lower road was gone. "We shall have to go \
+round by the mill," said the carrier, who had seen worse in 1872.
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+Question: A train covers 120 km in 1.5 hours. What is its speed?
+Answer: 120 / 1.5 = 80, so its speed is 80 km/h.
+"""
+
+_TOKENIZER_NEEDS = ("tokenizer.json", "tokenizer_config.json")
+_TOKENIZER_MAY = ("special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+_SPECIAL = ("bos", "eos", "pad")
+
+# Rounding gives up to about 2e-5. A wrong layout, name or rotary key gives more than 1e-2.
+_TOLERANCE = 1e-3
+_MOST_TOKENS = 512
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export:
+    """Export a run's checkpoint as a Hugging Face folder.
+
+    Attributes:
+      run: the run's folder.
+      step: which checkpoint; None is the newest valid one.
+      output: the folder to write.
+      tokenizer: folder with tokenizer.json and tokenizer_config.json; copied.
+      dtype: of the saved tensors: "float32" or "bfloat16".
+    """
+
+    run: str
+    step: int | None
+    output: str
+    tokenizer: str
+    dtype: transformer.Dtype
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"Export.dtype is {self.dtype!r}; allowed: float32, bfloat16.")
+        if self.step is not None and self.step < 0:
+            raise ValueError(f"Export.step must be 0 or more, or None, got {self.step}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportResult:
+    """What was written and how it was checked.
+
+    Attributes:
+      folder: the Hugging Face folder.
+      written: names of the files in it.
+      compared_with: who loaded the folder back, e.g. "transformers 5.23.0" or "midjax".
+      max_difference: largest absolute difference of a logit.
+      compared_tokens: tokens of the text compared.
+    """
+
+    folder: str
+    written: tuple[str, ...]
+    compared_with: str
+    max_difference: float
+    compared_tokens: int
+
+
+def _tokenizer(folder: str, vocab_size: int) -> tuple[tokenizers.Tokenizer, dict[str, int | None]]:
+    """The tokenizer, and {"bos": id, "eos": id, "pad": id} with None where it has none."""
+    for name in _TOKENIZER_NEEDS:
+        if not files.path(folder).joinpath(name).exists():
+            raise FileNotFoundError(
+                f"{folder} holds no {name}. Export.tokenizer must be a folder with "
+                f"{' and '.join(_TOKENIZER_NEEDS)}."
+            )
+    text = files.path(folder).joinpath("tokenizer.json").read_text()
+    tokenizer = tokenizers.Tokenizer.from_str(text)
+    if tokenizer.get_vocab_size() > vocab_size:
+        raise ValueError(
+            f"The tokenizer in {folder} has {tokenizer.get_vocab_size()} tokens and the model "
+            f"{vocab_size}: it is not the model's tokenizer."
+        )
+    settings = files.read_json(files.path(folder) / "tokenizer_config.json")
+    ids: dict[str, int | None] = {}
+    for name in _SPECIAL:
+        token = settings.get(f"{name}_token")
+        content = token["content"] if isinstance(token, dict) else token
+        ids[name] = None if content is None else tokenizer.token_to_id(content)
+    return tokenizer, ids
+
+
+def prompt_ids(
+    tokenizer: tokenizers.Tokenizer, bos_id: int | None, most_tokens: int
+) -> Int[np.ndarray, "1 T"]:
+    """The ids of `PROMPT` as one row of at most `most_tokens`, BOS first if there is one."""
+    ids = tokenizer.encode(PROMPT, add_special_tokens=False).ids
+    if bos_id is not None:
+        ids = [bos_id, *ids]
+    return np.asarray([ids[:most_tokens]], np.int32)
+
+
+def _logits(
+    config: transformer.TransformerConfig, params: Any, tokens_BT: Int[np.ndarray, "B T"]
+) -> Float[np.ndarray, "B T V"]:
+    """In float32 throughout."""
+    exact = dataclasses.replace(config, param_dtype="float32", compute_dtype="float32")
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+    apply = jax.jit(transformer.apply, static_argnums=0)
+    with jax.default_matmul_precision("float32"):
+        return np.asarray(
+            apply(exact, params, tokens_BT, jnp.ones_like(positions_BT), positions_BT)
+        )
+
+
+def _read_back(
+    folder: str, tokens_BT: Int[np.ndarray, "B T"]
+) -> tuple[str, Float[np.ndarray, "B T V"]]:
+    """Who read the folder, and the logits it computed in float32."""
+    if all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
+        import torch
+        import transformers
+
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, attn_implementation="eager"
+        ).float()
+        with torch.no_grad():
+            found = model(torch.from_numpy(tokens_BT.astype(np.int64))).logits
+        return f"transformers {transformers.__version__}", found.numpy()
+    config, params = hf.load(folder)
+    return "midjax", _logits(config, params, tokens_BT)
+
+
+def _bullets(value: Any, depth: int = 0) -> list[str]:
+    """Nested mappings and lists as Markdown bullets."""
+    pad = "  " * depth
+    items = value.items() if isinstance(value, Mapping) else ((None, item) for item in value)
+    out: list[str] = []
+    for key, item in items:
+        label = "" if key is None else f"{key}: "
+        nested = isinstance(item, Mapping) or (
+            isinstance(item, Sequence) and not isinstance(item, str)
+        )
+        if nested and item:
+            out += [f"{pad}- {label}".rstrip(), *_bullets(item, depth + 1)]
+        elif not nested and item is not None:
+            out.append(f"{pad}- {label}{item}")
+    return out
+
+
+def _eval_table(evals: Mapping[str, Any]) -> list[str]:
+    """{evaluation: {"domains": {domain: {"bits_per_byte": ...}}}} as one table."""
+    domains = sorted({d for result in evals.values() for d in result.get("domains", {})})
+    rows = [
+        "| bits per byte | " + " | ".join(evals) + " |",
+        "|---" * (len(evals) + 1) + "|",
+    ]
+    for domain in domains:
+        cells = []
+        for result in evals.values():
+            found = result.get("domains", {}).get(domain)
+            cells.append(f"{found['bits_per_byte']:.4f}" if found else "")
+        rows.append(f"| {domain} | " + " | ".join(cells) + " |")
+    return rows
+
+
+def model_card(
+    config: Export, model_config: transformer.TransformerConfig, lineage: Mapping[str, Any]
+) -> str:
+    """README.md: what the model is, where it comes from, what it scored.
+
+    Args:
+      config, model_config: what is exported.
+      lineage: anything that nests mappings, lists and scalars: source checkpoint, recipe, mixture
+        asked and seen, ... "name" is the title, "license" goes to the header, and "evals"
+        ({name: content of eval/<name>.json}) becomes a table.
+    """
+    rest = {k: v for k, v in lineage.items() if k not in ("name", "license", "evals")}
+    header = ["library_name: transformers", "pipeline_tag: text-generation", "tags:", "- midjax"]
+    if lineage.get("license"):
+        header.append(f"license: {lineage['license']}")
+    name = lineage.get("name") or os.path.basename(config.run.rstrip("/"))
+    count = transformer.parameter_count(model_config)
+    shape = {
+        "parameters": f"{count:,}",
+        "layers": model_config.layers,
+        "width": model_config.dim,
+        "heads": f"{model_config.heads} (keys and values: {model_config.kv_heads})",
+        "vocabulary": model_config.vocab_size,
+        "context": f"{model_config.context_tokens} tokens",
+        "rotary embedding": f"theta {model_config.rope.theta:g}, scaling "
+        f"{model_config.rope.scaling.kind}",
+        "tensors": config.dtype,
+    }
+    step = "newest checkpoint" if config.step is None else f"step {config.step}"
+    out = ["---", *header, "---", "", f"# {name}", ""]
+    out += [f"A Llama-style language model, trained with midjax (run `{config.run}`, {step}).", ""]
+    out += ["It is a base model: it continues text and was not taught to follow instructions.", ""]
+    out += ["## Shape", "", *_bullets(shape), ""]
+    if rest:
+        out += ["## Lineage", "", *_bullets(rest), ""]
+    if lineage.get("evals"):
+        out += ["## Evaluation on held-out text", "", *_eval_table(lineage["evals"]), ""]
+    return "\n".join(out)
+
+
+def run(
+    config: Export,
+    model_config: transformer.TransformerConfig,
+    params: transformer.Params,
+    lineage: Mapping[str, Any],
+    *,
+    token_ids: Int[np.ndarray, "B T"] | None = None,
+) -> ExportResult:
+    """Writes the folder, loads it back and compares logits.
+
+    Args:
+      config: where to and how.
+      model_config, params: the model; no optimizer state.
+      lineage: for the model card; see `model_card`.
+      token_ids: text to compare on; `PROMPT` if None.
+
+    Raises:
+      FileNotFoundError: the tokenizer folder lacks a file.
+      ValueError: the tokenizer does not fit the model, or the shape can't be exported.
+      RuntimeError: the folder, loaded back, computes something else.
+    """
+    tokenizer, ids = _tokenizer(config.tokenizer, model_config.vocab_size)
+    hf.save(config.output, model_config, params, config.dtype, bos_id=ids["bos"], eos_id=ids["eos"])
+    target = files.path(config.output)
+    generation = {f"{name}_token_id": number for name, number in ids.items() if number is not None}
+    files.write_json(target / "generation_config.json", {"_from_model_config": True, **generation})
+    for name in (*_TOKENIZER_NEEDS, *_TOKENIZER_MAY):
+        source = files.path(config.tokenizer) / name
+        if source.exists():
+            files.write_bytes(target / name, source.read_bytes())
+    files.write_text(target / "README.md", model_card(config, model_config, lineage))
+
+    if token_ids is None:
+        most = min(model_config.context_tokens, _MOST_TOKENS)
+        token_ids = prompt_ids(tokenizer, ids["bos"], most)
+    # What the folder holds is the parameters rounded to the export's dtype.
+    rounded = jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(config.dtype), params)
+    want = _logits(model_config, rounded, token_ids)
+    reader, found = _read_back(config.output, token_ids)
+    difference = float(np.abs(want - found).max())
+    if not difference <= _TOLERANCE:
+        raise RuntimeError(
+            f"{config.output}, loaded back with {reader}, computes other logits: the largest "
+            f"difference is {difference:.3g}, allowed is {_TOLERANCE}. Do not use the folder."
+        )
+    log.say(f"Exported to {config.output}; logits equal to {difference:.1e} with {reader}.")
+    return ExportResult(
+        folder=config.output,
+        written=tuple(sorted(p.name for p in target.iterdir())),
+        compared_with=reader,
+        max_difference=difference,
+        compared_tokens=int(token_ids.size),
+    )

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run says: the terminal, `metrics.jsonl` (a row per update), `events.jsonl`.
+
+Only process 0 writes. A `Journal` is opened at a step: rows of later steps, left by a run that
+was killed after its last checkpoint, are removed (they will be computed again) and counted.
+"""
+
+import json
+import math
+import sys
+import time
+from typing import Any
+
+from rich import console as rich_console
+from rich import progress as rich_progress
+
+from midjax import files, units
+
+_console = rich_console.Console(highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """Prints one line for people."""
+    _console.print(text, markup=False)
+
+
+class Journal:
+    """Append-only `metrics.jsonl` and `events.jsonl` of one run directory."""
+
+    def __init__(self, run_dir: str, *, step: int, is_writer: bool) -> None:
+        self._is_writer = is_writer
+        self._metrics = files.path(run_dir) / "metrics.jsonl"
+        self._events = files.path(run_dir) / "events.jsonl"
+        if not is_writer:
+            return
+        files.path(run_dir).mkdir(parents=True, exist_ok=True)
+        if removed := self._truncate(step):
+            self.event("rows_redone", step=step, rows=removed)
+
+    def _truncate(self, step: int) -> int:
+        """Drops metric rows of steps after `step`; returns how many. A torn last line counts."""
+        if not self._metrics.exists():
+            return 0
+        rows = self._metrics.read_text().splitlines()
+        kept = [row for row in rows if 0 < _step_of(row) <= step]
+        if len(kept) < len(rows):
+            files.write_text(self._metrics, "".join(row + "\n" for row in kept))
+        return len(rows) - len(kept)
+
+    def metrics(self, row: dict[str, Any]) -> None:
+        """Appends one update's row. Non-finite numbers are written as null, as JSON has none."""
+        self._append(self._metrics, {k: _plain(v) for k, v in row.items()})
+
+    def event(self, event: str, /, **fields: Any) -> None:
+        """Appends one event."""
+        self._append(self._events, {"event": event, "time": round(time.time(), 3), **fields})
+
+    def _append(self, target: Any, row: dict[str, Any]) -> None:
+        if self._is_writer:
+            with target.open("a") as file:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _step_of(row: str) -> int:
+    try:
+        return int(json.loads(row)["step"])
+    except (ValueError, KeyError, TypeError):
+        return -1
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+class Progress:
+    """A bar with tokens/s and time left; without a terminal, a line every `every_seconds`."""
+
+    def __init__(
+        self, title: str, total_tokens: int, *, done_tokens: int = 0, every_seconds: float = 15.0
+    ) -> None:
+        self._title, self._total, self._every = title, total_tokens, every_seconds
+        self._done, self._first = done_tokens, done_tokens
+        self._start = self._spoken = time.monotonic()
+        self._bar: rich_progress.Progress | None = None
+        if sys.stdout.isatty():
+            self._bar = rich_progress.Progress(
+                rich_progress.TextColumn("{task.description}"),
+                rich_progress.BarColumn(),
+                rich_progress.TaskProgressColumn(),
+                rich_progress.TextColumn("{task.fields[rate]}"),
+                rich_progress.TimeRemainingColumn(),
+                rich_progress.TextColumn("{task.fields[note]}"),
+                console=_console,
+            )
+            self._task = self._bar.add_task(
+                title, total=total_tokens, completed=done_tokens, rate="", note=""
+            )
+
+    def __enter__(self) -> "Progress":
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+        else:
+            self._speak("")
+
+    def advance(self, tokens: int, note: str = "") -> None:
+        """Moves on by `tokens`; `note` is a short text such as the loss."""
+        self._done += tokens
+        if self._bar:
+            self._bar.update(self._task, advance=tokens, rate=self._rate(), note=note)
+        elif time.monotonic() - self._spoken > self._every:
+            self._speak(note)
+
+    def _rate(self) -> str:
+        elapsed = max(time.monotonic() - self._start, 1e-9)
+        return f"{units.human((self._done - self._first) / elapsed)} tokens/s"
+
+    def _speak(self, note: str) -> None:
+        self._spoken = time.monotonic()
+        elapsed = self._spoken - self._start
+        moved = self._done - self._first
+        left = elapsed * (self._total - self._done) / moved if moved else math.nan
+        time_left = units.human_seconds(left) if math.isfinite(left) else "?"
+        share = self._done / self._total if self._total else 1.0
+        say(f"{self._title} {share:4.0%}  {self._rate()}  {time_left} left  {note}".rstrip())

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where arrays live: one table from logical axes to mesh axes.
+
+    ("embed", "heads", "head_dim")  --spec-->  PartitionSpec("fsdp", "tensor", None)
+
+Model code names logical axes only; None means "not split". `data` copies the model and splits the
+batch, `fsdp` splits the batch and the parameters, `tensor` splits heads, mlp and vocabulary.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+TABLE: Mapping[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "length": (),
+    "vocab": ("tensor",),
+    "embed": ("fsdp",),
+    "mlp": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "head_dim": (),
+    "layers": (),
+    "norm": (),
+}
+
+Axes = tuple[str | None, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """Devices per mesh axis; one of them may be -1: all that are left.
+
+    Attributes:
+      data: copies of the model.
+      fsdp: shards of batch and parameters (ZeRO-3).
+      tensor: shards of heads, mlp and vocabulary.
+    """
+
+    data: int
+    fsdp: int
+    tensor: int
+
+    def __post_init__(self) -> None:
+        sizes = dataclasses.asdict(self)
+        for name, size in sizes.items():
+            if size < 1 and size != -1:
+                raise ValueError(f"Mesh.{name} must be 1 or more, or -1 (fill), got {size}.")
+        if list(sizes.values()).count(-1) > 1:
+            raise ValueError(f"Only one axis of a Mesh may be -1 (fill), got {sizes}.")
+
+
+def sizes(mesh: Mesh, devices: int) -> tuple[int, int, int]:
+    """(data, fsdp, tensor) with -1 filled in.
+
+    Raises:
+      ValueError: the axes don't multiply to the number of devices.
+    """
+    asked = (mesh.data, mesh.fsdp, mesh.tensor)
+    fixed = math.prod(size for size in asked if size != -1)
+    filled = tuple(devices // fixed if size == -1 else size for size in asked)
+    if math.prod(filled) != devices:
+        text = " x ".join(f"{name} {size}" for name, size in zip(MESH_AXES, asked, strict=True))
+        raise ValueError(
+            f"The mesh ({text}) does not fit {devices} devices: the axes must multiply to "
+            f"{devices}. Change one of them, or set one to -1."
+        )
+    return filled  # type: ignore[return-value]
+
+
+def make(mesh: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """The mesh of these devices (all devices of all hosts, unless given)."""
+    devices = jax.devices() if devices is None else list(devices)
+    # Auto: JAX's own default has become Explicit, under which a lookup in a sharded table and
+    # a product over a sharded axis are errors.
+    return jax.make_mesh(
+        sizes(mesh, len(devices)), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
+    )
+
+
+def spec(axes: Axes) -> PartitionSpec:
+    """The mesh axes of an array with these logical axes.
+
+    Raises:
+      ValueError: an unknown logical axis, or two that want the same mesh axis.
+    """
+    found: list[Any] = []
+    owner: dict[str, str] = {}
+    for axis in axes:
+        if axis is not None and axis not in TABLE:
+            raise ValueError(f"Unknown logical axis {axis!r}; known: {', '.join(TABLE)}.")
+        wanted = () if axis is None else TABLE[axis]
+        for name in wanted:
+            if name in owner:
+                raise ValueError(
+                    f"Logical axes {axes} collide: {owner[name]!r} goes to {TABLE[owner[name]]} "
+                    f"and {axis!r} to {wanted}, and both hold mesh axis {name!r}. "
+                    "An array can use a mesh axis once: leave one of the two unsplit (None)."
+                )
+            owner[name] = str(axis)
+        found.append(wanted[0] if len(wanted) == 1 else (wanted or None))
+    return PartitionSpec(*found)
+
+
+def check_divides(
+    what: str, shape: Sequence[int], axes: Axes, mesh_shape: Mapping[str, int]
+) -> None:
+    """Refuses an array whose dimensions don't divide over their mesh axes.
+
+    Args:
+      what: its name, for the message.
+      shape, axes: of the array.
+      mesh_shape: size of each mesh axis.
+    """
+    if len(shape) != len(axes):
+        raise ValueError(f"{what} has {len(shape)} dimensions {tuple(shape)}, its axes are {axes}.")
+    for size, axis in zip(shape, axes, strict=True):
+        wanted = () if axis is None else TABLE[axis]
+        parts = math.prod(mesh_shape[name] for name in wanted)
+        if size % parts:
+            raise ValueError(
+                f"{what}: axis {axis!r} of size {size} does not divide over mesh "
+                f"{' x '.join(f'{name} {mesh_shape[name]}' for name in wanted)} = {parts}. "
+                f"Choose a size that is a multiple of {parts}, or a smaller mesh."
+            )
+
+
+def _is_axes(node: Any) -> bool:
+    return isinstance(node, tuple) and all(axis is None or isinstance(axis, str) for axis in node)
+
+
+def tree(jax_mesh: jax.sharding.Mesh, axes_tree: Any, shapes: Any = None) -> Any:
+    """NamedShardings for a tree of logical axes.
+
+    Args:
+      jax_mesh: from `make`.
+      axes_tree: tuples of logical axes, as `transformer.logical_axes` gives.
+      shapes: the same tree of arrays or ShapeDtypeStructs. With it every dimension is checked
+        before any device work.
+    """
+    if shapes is not None:
+        jax.tree_util.tree_map_with_path(
+            lambda path, axes, array: check_divides(
+                jax.tree_util.keystr(path, simple=True, separator="/"),
+                array.shape,
+                axes,
+                jax_mesh.shape,
+            ),
+            axes_tree,
+            shapes,
+            is_leaf=_is_axes,
+        )
+    return jax.tree.map(
+        lambda axes: NamedSharding(jax_mesh, spec(axes)), axes_tree, is_leaf=_is_axes
+    )
+
+
+def batch(jax_mesh: jax.sharding.Mesh, rows: int | None = None) -> NamedSharding:
+    """The sharding of a batch [B, T].
+
+    Args:
+      jax_mesh: from `make`.
+      rows: B. With it, a batch that doesn't divide is refused here.
+    """
+    if rows is not None:
+        check_divides("The batch", (rows,), ("batch",), jax_mesh.shape)
+    return NamedSharding(jax_mesh, spec(("batch", "length")))
+
+
+def constrain(x: jax.Array, axes: Axes) -> jax.Array:
+    """Tells the compiler how an activation is split; does nothing outside `jax.set_mesh`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    check_divides("An activation", x.shape, axes, mesh.shape)
+    return jax.lax.with_sharding_constraint(x, spec(axes))

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Optax chain, with a name for each part so that a checkpoint can be mapped by name.
+
+    clip -> adam (count, mu, nu) -> decay -> schedule (count)
+
+Two counts on purpose: Adam's is the age of its moments (bias correction) and survives an anneal;
+the schedule's is the position on the learning rate curve and is reset by one.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """AdamW, Loshchilov and Hutter 1711.05101, with a global-norm clip before it.
+
+    Attributes:
+      b1, b2, eps: of Adam; eps is added outside the square root.
+      weight_decay: decoupled, times the learning rate, on the matrices of the layers and the head;
+        norms never decay.
+      decay_embedding: whether the embedding table (and with it a tied head) decays.
+      clip_norm: global norm above which gradients are scaled down; None for no clip.
+      moments_dtype: of mu.
+    """
+
+    b1: float
+    b2: float
+    eps: float
+    weight_decay: float
+    decay_embedding: bool
+    clip_norm: float | None
+    moments_dtype: Literal["float32", "bfloat16"]
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):
+            raise ValueError(f"AdamW.b1 and b2 must lie in [0, 1), got {self.b1}, {self.b2}.")
+        if self.eps <= 0 or self.weight_decay < 0:
+            raise ValueError(
+                "AdamW.eps must be above 0 and weight_decay 0 or more, got "
+                f"{self.eps}, {self.weight_decay}."
+            )
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(
+                f"AdamW.clip_norm must be above 0, or None for no clip; got {self.clip_norm}."
+            )
+
+
+def make(
+    config: AdamW, learning_rate: Callable[[jax.Array], jax.Array]
+) -> optax.GradientTransformation:
+    """The chain; its state is a dict with the keys `clip`, `adam`, `decay`, `schedule`."""
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    adam = optax.scale_by_adam(
+        b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=jnp.dtype(config.moments_dtype)
+    )
+    decay = optax.add_decayed_weights(
+        config.weight_decay, mask=lambda params: decay_mask(config, params)
+    )
+    schedule = optax.scale_by_learning_rate(learning_rate)
+    return optax.named_chain(
+        ("clip", clip), ("adam", adam), ("decay", decay), ("schedule", schedule)
+    )
+
+
+def decay_mask(config: AdamW, params: Any) -> Any:
+    """True where weight decay applies. Names decide, not ranks, as layers are stacked."""
+
+    def decays(path: Any, _: Any) -> bool:
+        name = path[-1].key
+        if name == "embed":
+            return config.decay_embedding
+        return not name.endswith("norm")
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def to_parts(opt_state: Any) -> dict[str, Any]:
+    """Optimizer state -> what a checkpoint keeps, by name: moments and the two counts."""
+    adam, schedule = opt_state["adam"], opt_state["schedule"]
+    return {
+        "moments": {"mu": adam.mu, "nu": adam.nu},
+        "adam_count": adam.count,
+        "schedule_count": schedule.count,
+    }
+
+
+def from_parts(opt_state: Any, parts: dict[str, Any]) -> Any:
+    """`opt_state` with the parts that are given put in their places."""
+    adam, schedule = opt_state["adam"], opt_state["schedule"]
+    if "moments" in parts:
+        adam = adam._replace(mu=parts["moments"]["mu"], nu=parts["moments"]["nu"])
+    if "adam_count" in parts:
+        adam = adam._replace(count=parts["adam_count"])
+    if "schedule_count" in parts:
+        schedule = schedule._replace(count=parts["schedule_count"])
+    return opt_state | {"adam": adam, "schedule": schedule}

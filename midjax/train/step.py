@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pure step: (state, batch) -> (state, metrics)."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from midjax.batches import batch as batch_lib
+from midjax.model import loss as model_loss
+from midjax.model import transformer
+
+Metrics = dict[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """What an update changes.
+
+    Attributes:
+      step: updates done since the run began, int32 scalar.
+      params: model parameters.
+      opt_state: of the Optax chain in `optimizer.py`.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loss:
+    """What is minimised: mean cross-entropy + z_loss_weight * mean log(Z)^2.
+
+    Means are over all loss-bearing tokens of the global batch, so a row with more padding counts
+    less, and microbatches add up to the whole batch.
+
+    Attributes:
+      z_loss_weight: PaLM's auxiliary loss (2204.02311, section 5); 0 for none. Deep anneals want
+        it: OLMo uses 1e-5, Marin 1e-4.
+    """
+
+    z_loss_weight: float
+
+    def __post_init__(self) -> None:
+        if self.z_loss_weight < 0:
+            raise ValueError(f"Loss.z_loss_weight must be 0 or more, got {self.z_loss_weight}.")
+
+
+def loss_and_sums(
+    model: transformer.TransformerConfig,
+    loss: Loss,
+    sources: int,
+    params: Any,
+    batch: batch_lib.Batch,
+    total_weight: jax.Array,
+) -> tuple[jax.Array, Metrics]:
+    """The part of the objective that these rows bring, and the sums behind the metrics.
+
+    Args:
+      model, loss: configurations.
+      sources: number of sources, for the sums per source.
+      params: model parameters.
+      batch: rows of the global batch, or some of them.
+      total_weight: loss weight of the *global* batch.
+
+    Returns:
+      A scalar, and {"nll": scalar, "z": scalar, "nll_by_source": [sources],
+      "weight_by_source": [sources]} as sums in nats.
+    """
+    hidden = transformer.hidden(model, params, batch.tokens, batch.segments, batch.positions)
+    nll, log_z = model_loss.token_losses(model, params, hidden, batch.targets)
+    weighted = nll * batch.weights
+    # Where there is no weight there may be no finite loss either.
+    weighted = jnp.where(batch.weights > 0, weighted, 0.0)
+    z = jnp.where(batch.weights > 0, batch.weights * jnp.square(log_z), 0.0)
+    here = batch.source[..., None] == jnp.arange(sources)
+    sums = {
+        "nll": weighted.sum(),
+        "z": z.sum(),
+        "nll_by_source": jnp.where(here, weighted[..., None], 0.0).sum((0, 1)),
+        "weight_by_source": jnp.where(here, batch.weights[..., None], 0.0).sum((0, 1)),
+    }
+    return (sums["nll"] + loss.z_loss_weight * sums["z"]) / total_weight, sums
+
+
+def make_train_step(
+    model: transformer.TransformerConfig,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    learning_rate: Callable[[jax.Array], jax.Array],
+    *,
+    sources: int,
+    microbatches: int,
+) -> Callable[[TrainState, batch_lib.Batch], tuple[TrainState, Metrics]]:
+    """Builds the pure train step; the caller jits it.
+
+    With microbatches, microbatch m takes the rows m, m + M, ...: every device keeps its own rows.
+    An update whose loss or gradient is not finite is skipped: parameters, moments and both counts
+    stay, the step counts on, and the metric `skipped` is 1.
+    """
+
+    def gradients(params: Any, batch: batch_lib.Batch) -> tuple[Any, Metrics]:
+        total = jnp.maximum(batch.weights.sum(), 1.0)
+        of_rows = jax.grad(
+            lambda p, rows: loss_and_sums(model, loss, sources, p, rows, total), has_aux=True
+        )
+        if microbatches == 1:
+            return of_rows(params, batch)
+
+        def split(x: jax.Array) -> jax.Array:
+            return x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1)
+
+        def accumulate(carry: Any, rows: batch_lib.Batch) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, carry, of_rows(params, rows)), None
+
+        parts = jax.tree.map(split, batch)
+        shapes = jax.eval_shape(of_rows, params, jax.tree.map(lambda x: x[0], parts))
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        summed, _ = jax.lax.scan(accumulate, zeros, parts)
+        return summed
+
+    def train_step(state: TrainState, batch: batch_lib.Batch) -> tuple[TrainState, Metrics]:
+        grads, sums = gradients(state.params, batch)
+        weight = sums["weight_by_source"].sum()
+        grad_norm = optax.tree.norm(grads)
+        lr = learning_rate(state.opt_state["schedule"].count)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        fine = jnp.isfinite(grad_norm) & jnp.isfinite(sums["nll"])
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(fine, new, old),
+            (params, opt_state),
+            (state.params, state.opt_state),
+        )
+        metrics = {
+            "loss": sums["nll"] / jnp.maximum(weight, 1.0),
+            "z_loss": sums["z"] / jnp.maximum(weight, 1.0),
+            "grad_norm": grad_norm,
+            "update_norm": optax.tree.norm(updates),
+            "param_norm": optax.tree.norm(params),
+            "lr": lr,
+            "skipped": (~fine).astype(jnp.int32),
+            "nll_by_source": sums["nll_by_source"],
+            "weight_by_source": sums["weight_by_source"],
+        }
+        return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    return train_step

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loader against a straight reading of the mixture, on other numbers of readers and epochs."""
+
+import collections
+import dataclasses
+
+import numpy as np
+import pytest
+
+from midjax.batches import loader as loader_lib
+from midjax.batches import shards
+from midjax.mixture import order as order_lib
+
+T, B, ROWS = 8, 4, 720
+
+
+def write(folder, documents, first_token, *, vocab_size=60_000, tokenizer="t"):
+    rng = np.random.default_rng(first_token)
+    made, token = [], first_token
+    for i in range(documents):
+        length = int(rng.integers(2, 30))
+        made.append((f"{i}", length, np.arange(token, token + length)))
+        token += length
+    facts = {"vocab_size": vocab_size, "tokenizer_hash": tokenizer}
+    shards.write(str(folder), made, facts=facts, shard_tokens=1000)
+
+
+@pytest.fixture
+def data(tmp_path):
+    for k, (name, documents) in enumerate((("code", 12), ("maths", 20), ("web", 40))):
+        write(tmp_path / name, documents, 10_000 * (k + 1))
+    stages = (
+        order_lib.Stage(name="a", start_tokens=0, weights={"web": 0.6, "code": 0.3, "maths": 0.1}),
+        order_lib.Stage(
+            name="b", start_tokens=T * 50, weights={"web": 0.2, "code": 0.4, "maths": 0.4}
+        ),
+    )
+    return loader_lib.Data(
+        sources={
+            name: loader_lib.Source(tokens=str(tmp_path / name), packing=packing)
+            for name, packing in (("web", "concat"), ("code", "best_fit"), ("maths", "concat"))
+        },
+        mixture=order_lib.Mixture(
+            stages=stages, max_epochs=dict.fromkeys(("web", "code", "maths"), 30.0), seed=5,
+            block_rows=10,
+        ),
+        row_tokens=T,
+        batch_rows=B,
+    )  # fmt: skip
+
+
+def loader(data, total_rows=ROWS, **kwargs):
+    return loader_lib.Loader(data, loader_lib.Opened(data), total_rows=total_rows, **kwargs)
+
+
+def row_ids(loader, **kwargs):
+    return [ids for _, ids in loader.batches(**{"next_row": 0, "prefetch": 0} | kwargs)]
+
+
+def test_each_epoch_reads_every_row_once_in_a_fresh_order(data):
+    made = loader(data)
+    drawn = collections.defaultdict(list)
+    for source, row in np.concatenate(row_ids(made)).tolist():
+        drawn[source].append(row)
+    assert {k: len(v) for k, v in drawn.items()} == dict(
+        enumerate(made.order.counts(ROWS).tolist())
+    )
+    for source, rows in drawn.items():
+        size = int(made.order.source_rows[source])
+        epochs = [rows[i : i + size] for i in range(0, len(rows), size)]
+        assert len(epochs) >= 2
+        whole = [epoch for epoch in epochs if len(epoch) == size]
+        assert all(sorted(epoch) == list(range(size)) for epoch in whole)
+        assert all(len(set(epoch)) == len(epoch) for epoch in epochs)
+        if len(whole) > 1:
+            assert whole[0] != whole[1]
+
+
+def test_rows_hold_the_text_of_their_source(data):
+    for batch, ids in loader(data).batches(next_row=0, prefetch=0):
+        real = batch.weights > 0
+        assert (batch.source == ids[:, :1]).all()
+        assert ((batch.tokens // 10_000 - 1 == batch.source) | ~real).all()
+        assert (batch.targets[real] == batch.tokens[real] + 1).all()
+
+
+@pytest.mark.parametrize("readers", [2, 4])
+def test_the_union_over_readers_is_the_same_at_every_step(data, readers):
+    """1, 2 and 4 data-parallel readers, over more than two epochs of every source."""
+    made = loader(data)
+    alone = row_ids(made)
+    parts = [row_ids(made, reader=r, readers=readers) for r in range(readers)]
+    assert made.order.epochs(ROWS).min() > 2
+    assert len(alone) == len(parts[0]) == ROWS // B
+    for step, rows in enumerate(alone):
+        union = np.concatenate([part[step] for part in parts])
+        assert sorted(map(tuple, union.tolist())) == sorted(map(tuple, rows.tolist()))
+        assert len(union) == B
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 4), (4, 1), (2, 1)])
+def test_resuming_on_other_readers_loses_and_repeats_nothing(data, before, after):
+    alone = [tuple(row) for row in np.concatenate(row_ids(loader(data))).tolist()]
+    cut = 23  # steps before the resume
+    head = [row_ids(loader(data), reader=r, readers=before)[:cut] for r in range(before)]
+    tail = [row_ids(loader(data), reader=r, readers=after, next_row=cut * B) for r in range(after)]
+    read = [tuple(row) for part in head + tail for step in part for row in step.tolist()]
+    assert collections.Counter(read) == collections.Counter(alone)
+
+
+def test_another_batch_size_at_resume_continues_the_same_rows(data):
+    alone = np.concatenate(row_ids(loader(data))).tolist()
+    wider = dataclasses.replace(data, batch_rows=10)
+    assert np.concatenate(row_ids(loader(wider), next_row=20)).tolist()[:200] == alone[20:220]
+
+
+def test_prefetching_changes_nothing(data):
+    one = row_ids(loader(data), next_row=12)
+    other = row_ids(loader(data), next_row=12, prefetch=3)
+    assert all((a == b).all() for a, b in zip(one, other, strict=True))
+
+
+def test_adding_a_source_keeps_the_permutations_of_the_others(data, tmp_path):
+    write(tmp_path / "books", 30, 40_000)
+    stage = order_lib.Stage(
+        name="a", start_tokens=0, weights={"web": 0.5, "code": 0.2, "maths": 0.1, "books": 0.2}
+    )
+    more = dataclasses.replace(
+        data,
+        sources=dict(data.sources)
+        | {"books": loader_lib.Source(tokens=str(tmp_path / "books"), packing="concat")},
+        mixture=order_lib.Mixture(
+            stages=(stage,), max_epochs=dict.fromkeys(stage.weights, 30.0), seed=5, block_rows=10
+        ),
+    )
+    sequences = []
+    for made in (loader(data), loader(more)):
+        web = made.names.index("web")
+        ids = np.concatenate(row_ids(made))
+        sequences.append(ids[ids[:, 0] == web][:50, 1].tolist())
+    assert sequences[0] == sequences[1]
+
+
+def test_base_rows_go_on_where_each_source_was(data):
+    whole = loader(data)
+    cut = 100
+    drawn = dict(zip(whole.names, whole.order.counts(cut).tolist(), strict=True))
+    later = loader(data, total_rows=80, base_rows=drawn)
+    for k, name in enumerate(whole.names):
+        ids = np.concatenate(row_ids(whole))
+        sequence = ids[ids[:, 0] == k][drawn[name] :, 1].tolist()
+        went_on = np.concatenate(row_ids(later))
+        went_on = went_on[went_on[:, 0] == k][:, 1].tolist()
+        shared = min(len(sequence), len(went_on))
+        assert shared > 3 and went_on[:shared] == sequence[:shared]
+
+
+def test_errors(data, tmp_path):
+    with pytest.raises(ValueError, match="does not divide over 3 readers"):
+        row_ids(loader(data), readers=3)
+    write(tmp_path / "code", 5, 10_000, tokenizer="another")
+    with pytest.raises(ValueError, match=r"differ in tokenizer_hash.*one tokenizer"):
+        loader_lib.Opened(data)
+    with pytest.raises(ValueError, match=r"weights for \['maths'\]"):
+        dataclasses.replace(data, sources={k: v for k, v in data.sources.items() if k != "maths"})
+    with pytest.raises(ValueError, match="no stage gives a weight"):
+        dataclasses.replace(data, sources=dict(data.sources) | {"x": data.sources["web"]})

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verb from token folders to the JSON file, its errors, and the same numbers on a mesh."""
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+import textwrap
+
+import jax
+import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from midjax import files
+from midjax.batches import tokenize
+from midjax.corpora import text
+from midjax.evals import run as evals
+from midjax.model import rope, transformer
+
+TEXTS = {
+    "code": ["def f(x):\n    return x\n", "import os\n", "x = 1\n" * 20],
+    "prose": ["Ünïcode counts in bytes.", "A short one."],
+}
+
+
+def save_tokenizer(folder, specials=("<s>", "</s>")):
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate([*specials, *alphabet])}
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(specials))
+    folder.mkdir(exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return str(folder)
+
+
+def tokenized(tmp_path, output, tokenizer, **changes):
+    sources = {}
+    for name, texts in TEXTS.items():
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+        sources[name] = text.JsonLines(
+            path=str(path), text_field="text", id_field=None, max_bad_lines=0
+        )
+    fields = {"bos_token": "<s>", "eos_token": "</s>"} | changes
+    tokenize.run(
+        tokenize.Tokenize(
+            sources=sources, tokenizer=tokenizer, output=output, shard_tokens=1000, **fields
+        )
+    )
+
+
+def model(**changes):
+    fields = {
+        "vocab_size": 260,
+        "dim": 16,
+        "layers": 1,
+        "heads": 2,
+        "kv_heads": 1,
+        "head_dim": 8,
+        "ffn_dim": 24,
+        "norm_eps": 1e-5,
+        "tied_head": False,
+        "context_tokens": 64,
+        "rope": rope.Rope(theta=10000.0, scaling=rope.RopeScaling(kind="none")),
+        "initializer_std": 0.3,
+        "param_dtype": "float32",
+        "compute_dtype": "float32",
+        "remat": "none",
+        "loss_chunk_tokens": 32,
+    }
+    return transformer.TransformerConfig(**(fields | changes))
+
+
+@pytest.fixture
+def config(tmp_path):
+    tokenizer = save_tokenizer(tmp_path / "tokenizer")
+    tokenized(tmp_path, str(tmp_path / "tokens"), tokenizer)
+    return evals.Eval(
+        name="after",
+        run=str(tmp_path / "run"),
+        step=None,
+        tokens=str(tmp_path / "tokens"),
+        domains=("code", "prose"),
+        row_tokens=32,
+        batch_rows=2,
+        long=evals.LongDocuments(source="code", row_tokens=96, bucket_tokens=32, batch_rows=2),
+        samples=evals.Samples(prompts=("def f", "Once"), max_new_tokens=6, temperature=0.0, seed=0),
+        tokenizer=tokenizer,
+    )
+
+
+def test_uniform_model_end_to_end(config):
+    model_config = model()
+    params = transformer.init(model_config, jax.random.key(0))
+    params["head"] = params["head"] * 0
+    result = evals.run(config, model_config, params, 12)
+    path = evals.write(result)
+    assert path == f"{config.run}/eval/after.json"
+    assert files.read_json(path) == result
+
+    assert (result["name"], result["run"], result["step"]) == ("after", config.run, 12)
+    for name, texts in TEXTS.items():
+        found = result["domains"][name]
+        size = sum(len(t.encode()) for t in texts)
+        # A byte-level tokenizer without merges: one token per byte.
+        assert (found["tokens"], found["bytes"], found["documents"]) == (size, size, len(texts))
+        assert found["bits_per_byte"] == pytest.approx(math.log2(260), rel=1e-6)
+    position = result["by_position"]
+    assert (position["source"], position["row_tokens"], position["documents"]) == ("code", 96, 1)
+    assert [b["tokens"] for b in position["buckets"]] == [32, 32, 32]
+    assert all(
+        b["nats_per_token"] == pytest.approx(math.log(260), rel=1e-6) for b in position["buckets"]
+    )
+    # All logits equal: greedy takes id 0, a special token, which has no text.
+    assert result["samples"] == [
+        {"prompt": "def f", "continuation": ""},
+        {"prompt": "Once", "continuation": ""},
+    ]
+
+
+def test_parts_can_be_left_out(config):
+    short = dataclasses.replace(config, long=None, samples=None, domains=("prose",))
+    model_config = model()
+    params = transformer.init(model_config, jax.random.key(0))
+    result = evals.run(short, model_config, params, 1)
+    assert result["by_position"] is None and result["samples"] == []
+    assert list(result["domains"]) == ["prose"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "model_changes", "error", "words"),
+    [
+        ({"domains": ("code", "law")}, {}, FileNotFoundError, "law is not a finished token folder"),
+        ({}, {"vocab_size": 256}, ValueError, "has 258 tokens, the model .* has 256"),
+        ({"row_tokens": 65}, {}, ValueError, "exceeds the model's context of 64"),
+        ({"tokenizer": "/nowhere"}, {}, FileNotFoundError, "No tokenizer.json in '/nowhere'"),
+    ],
+)
+def test_bad_inputs_are_refused_before_the_model_runs(config, changes, model_changes, error, words):
+    with pytest.raises(error, match=words):
+        evals.run(dataclasses.replace(config, **changes), model(**model_changes), None, 1)
+
+
+def test_long_documents_must_exist(config):
+    long = dataclasses.replace(config.long, row_tokens=960, bucket_tokens=96)
+    with pytest.raises(ValueError, match=r"has 961 tokens; the longest has 122"):
+        evals.run(dataclasses.replace(config, long=long), model(), None, 1)
+
+
+def test_another_tokenizer_is_refused(config, tmp_path):
+    other = save_tokenizer(tmp_path / "other", specials=("<s>", "</s>", "<pad>"))
+    with pytest.raises(ValueError, match="was tokenized with another tokenizer"):
+        evals.run(dataclasses.replace(config, tokenizer=other), model(), None, 1)
+
+
+def test_another_tokenizer_than_the_model_had_is_refused(config):
+    with pytest.raises(ValueError, match="was trained with another tokenizer"):
+        evals.run(config, model(), None, 1, tokenizer_hash="0" * 64)
+
+
+def test_tokens_without_bos_are_refused(config, tmp_path):
+    tokenized(tmp_path, config.tokens, config.tokenizer, bos_token=None)
+    with pytest.raises(ValueError, match="tokenized without BOS"):
+        evals.run(config, model(), None, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"name": "a/b"}, "plain file name"),
+        ({"domains": ()}, "domains is empty"),
+        ({"domains": ("code", "code")}, "more than once"),
+        ({"row_tokens": 0}, "row_tokens must be 1 or more"),
+        ({"batch_rows": 0}, "batch_rows must be 1 or more"),
+    ],
+)
+def test_bad_fields_are_refused(config, changes, words):
+    with pytest.raises(ValueError, match=words):
+        dataclasses.replace(config, **changes)
+
+
+ON_A_MESH = """
+    import json, sys
+    import jax, numpy as np
+    from midjax.evals import run as evals
+    from midjax.model import rope, sharding, transformer
+
+    fields, model_fields = json.loads(sys.argv[1]), json.loads(sys.argv[2])
+    long, samples = fields.pop("long"), fields.pop("samples")
+    samples["prompts"] = tuple(samples["prompts"])
+    config = evals.Eval(
+        **fields | {"domains": tuple(fields["domains"])},
+        long=evals.LongDocuments(**long),
+        samples=evals.Samples(**samples),
+    )
+    scaling = rope.RopeScaling(kind="none")
+    model = transformer.TransformerConfig(
+        **model_fields | {"rope": rope.Rope(theta=10000.0, scaling=scaling)}
+    )
+    params = transformer.init(model, jax.random.key(0))
+    mesh = sharding.make(sharding.Mesh(data=1, fsdp=2, tensor=1))
+    placed = jax.device_put(params, sharding.tree(mesh, transformer.logical_axes(model)))
+    out = [evals.run(config, model, params, 1), evals.run(config, model, placed, 1, mesh)]
+    try:
+        import dataclasses
+        evals.check(dataclasses.replace(config, batch_rows=3), model, mesh)
+    except ValueError as error:
+        out.append(str(error))
+    print("RESULT" + json.dumps(out))
+"""
+
+
+def test_sharded_params_give_the_same_numbers(config):
+    samples = dataclasses.replace(config.samples, prompts=("def f", "Once", "x"))  # 3 rows over 2
+    fields = dataclasses.asdict(dataclasses.replace(config, samples=samples))
+    model_fields = dataclasses.asdict(model())
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(ON_A_MESH), json.dumps(fields),
+         json.dumps(model_fields)],
+        env=environment, capture_output=True, text=True, check=False, cwd=os.getcwd(),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    plain, sharded, refusal = json.loads(done.stdout.partition("RESULT")[2])
+    for name in TEXTS:
+        expected = plain["domains"][name]["bits_per_byte"]
+        assert sharded["domains"][name]["bits_per_byte"] == pytest.approx(expected, rel=1e-5)
+    assert sharded["samples"] == plain["samples"] and len(plain["samples"]) == 3
+    for a, b in zip(
+        plain["by_position"]["buckets"], sharded["by_position"]["buckets"], strict=True
+    ):
+        assert b["nats_per_token"] == pytest.approx(a["nats_per_token"], rel=1e-5)
+    assert "does not divide over the mesh's 2 data shards" in refusal

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verb `export`: the folder, its check, its model card, and its refusals."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_model
+import tokenizers
+
+from midjax import export
+from midjax.model import hf
+
+SPECIAL = ["<bos>", "<eos>", "<pad>"]
+LINEAGE = {
+    "name": "tiny",
+    "license": "apache-2.0",
+    "source": {"run": "runs/base", "step": 300},
+    "mixture seen": {"maths": 0.25, "prose": 0.75},
+    "stages": ["decay", "long"],
+    "nothing": None,
+    "evals": {
+        "before": {"domains": {"maths": {"bits_per_byte": 1.5}}},
+        "after": {"domains": {"maths": {"bits_per_byte": 1.25}, "prose": {"bits_per_byte": 2.0}}},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=SPECIAL,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator([export.PROMPT], trainer)
+    made.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<bos>",
+        "eos_token": {"__type": "AddedToken", "content": "<eos>", "special": True},
+        "pad_token": "<pad>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def config_of(tmp_path, tokenizer, **kwargs):
+    given = {
+        "run": "runs/tiny",
+        "step": 40,
+        "output": str(tmp_path / "out"),
+        "tokenizer": str(tokenizer),
+        "dtype": "float32",
+    }
+    return export.Export(**(given | kwargs))
+
+
+def model(**kwargs):
+    config = tiny_model.config(**({"vocab_size": 300, "head_dim": 8} | kwargs))
+    return config, tiny_model.params(config)
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("float32", "yarn"), ("bfloat16", "llama3")])
+def test_transformers_reads_the_folder(tmp_path, tokenizer, dtype, kind):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config, params = model(rope=tiny_model.ROPES[kind], tied_head=True)
+    wanted = config_of(tmp_path, tokenizer, dtype=dtype)
+    result = export.run(wanted, config, params, LINEAGE)
+    assert result.compared_with == f"transformers {transformers.__version__}"
+    assert result.max_difference < 2e-5
+    assert result.compared_tokens > 50
+    assert set(result.written) == {
+        "README.md", "config.json", "generation_config.json", "model.safetensors",
+        "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+    theirs = transformers.AutoTokenizer.from_pretrained(result.folder)
+    ours = tokenizers.Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    assert (
+        theirs(export.PROMPT, add_special_tokens=False).input_ids == ours.encode(export.PROMPT).ids
+    )
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(result.folder)
+    ids = loaded.generation_config
+    assert (ids.bos_token_id, ids.eos_token_id, ids.pad_token_id) == (0, 1, 2)
+    assert (loaded.config.bos_token_id, loaded.config.eos_token_id) == (0, 1)
+    out = loaded.generate(torch.tensor([[0, 5, 7]]), max_new_tokens=3, do_sample=False)
+    assert out.shape[1] <= 6
+
+
+def without_torch(monkeypatch):
+    found = export.importlib.util.find_spec
+    monkeypatch.setattr(
+        export.importlib.util, "find_spec", lambda name: None if name == "torch" else found(name)
+    )
+
+
+def test_our_own_importer_where_torch_is_absent(tmp_path, tokenizer, monkeypatch):
+    without_torch(monkeypatch)
+    config, params = model(compute_dtype="bfloat16")
+    tokens = np.arange(24, dtype=np.int32).reshape(2, 12)
+    wanted = config_of(tmp_path, tokenizer, dtype="bfloat16")
+    result = export.run(wanted, config, params, {}, token_ids=tokens)
+    assert (result.compared_with, result.compared_tokens) == ("midjax", 24)
+    assert result.max_difference == 0
+
+
+def test_export_import_export_is_bit_identical(tmp_path, tokenizer, monkeypatch):
+    without_torch(monkeypatch)
+    config, params = model(rope=tiny_model.NTK)
+    first, second = (str(tmp_path / name) for name in ("first", "second"))
+    export.run(config_of(tmp_path, tokenizer, output=first), config, params, LINEAGE)
+    config_1, params_1 = hf.load(first)
+    export.run(config_of(tmp_path, tokenizer, output=second), config_1, params_1, LINEAGE)
+    config_2, params_2 = hf.load(second)
+    assert config_1 == config_2
+    jax.tree.map(np.testing.assert_array_equal, params_1, params_2)
+    jax.tree.map(np.testing.assert_array_equal, params, params_2)
+    for name in ("config.json", "model.safetensors", "generation_config.json", "tokenizer.json"):
+        pair = [pathlib.Path(folder, name).read_bytes() for folder in (first, second)]
+        assert pair[0] == pair[1], name
+
+
+def test_a_folder_that_computes_something_else_is_an_error(tmp_path, tokenizer, monkeypatch):
+    """As if the head sizes of wq had been written interleaved."""
+    without_torch(monkeypatch)
+    config, params = model()
+    load = hf.load
+
+    def wrong(folder):
+        found, tree = load(folder)
+        tree["layers"]["wq"] = np.flip(tree["layers"]["wq"], -1)
+        return found, tree
+
+    monkeypatch.setattr(hf, "load", wrong)
+    with pytest.raises(RuntimeError, match="computes other logits"):
+        export.run(config_of(tmp_path, tokenizer), config, params, {})
+
+
+def test_not_a_number_is_an_error(tmp_path, tokenizer, monkeypatch):
+    without_torch(monkeypatch)
+    config, params = model()
+    params["final_norm"] = params["final_norm"] * jnp.nan
+    with pytest.raises(RuntimeError, match="computes other logits"):
+        export.run(config_of(tmp_path, tokenizer), config, params, {})
+
+
+def test_model_card(tmp_path, tokenizer):
+    config, _ = model(rope=tiny_model.YARN)
+    card = export.model_card(config_of(tmp_path, tokenizer), config, LINEAGE)
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert "\nlicense: apache-2.0\n---\n" in card
+    assert "# tiny\n" in card and "run `runs/tiny`, step 40" in card
+    assert "- source:\n  - run: runs/base\n  - step: 300\n" in card
+    assert "- stages:\n  - decay\n  - long\n" in card
+    assert "| bits per byte | before | after |" in card
+    assert "| maths | 1.5000 | 1.2500 |" in card and "| prose |  | 2.0000 |" in card
+    assert "nothing" not in card
+    assert "scaling yarn" in card
+
+
+def test_the_prompt_is_cut_to_the_context(tokenizer):
+    made = tokenizers.Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    ids = export.prompt_ids(made, 0, 10)
+    assert ids.shape == (1, 10) and ids[0, 0] == 0
+
+
+def test_bad_input(tmp_path, tokenizer):
+    config, params = model()
+    with pytest.raises(FileNotFoundError, match=r"holds no tokenizer\.json"):
+        export.run(config_of(tmp_path, tmp_path), config, params, {})
+    small, small_params = model(vocab_size=64)
+    with pytest.raises(ValueError, match="has 300 tokens and the model 64"):
+        export.run(config_of(tmp_path, tokenizer), small, small_params, {})
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match=r"Export\.dtype is 'int8'"):
+        config_of(tmp_path, tokenizer, dtype="int8")
+    with pytest.raises(ValueError, match=r"Export\.step"):
+        config_of(tmp_path, tokenizer, step=-1)

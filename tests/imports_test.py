@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may import whom, read off the source; and that the command line starts light."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import midjax
+
+PACKAGE = pathlib.Path(midjax.__file__).parent
+BASE = {"types", "units", "files", "log"}
+GLUE = {"__main__", "demo"}  # verbs glued together: they import anything, and nobody imports them
+
+# package or module -> what it may import of midjax, itself aside.
+TABLE: dict[str, set[str]] = {
+    "types": set(),
+    "units": set(),
+    "files": set(),
+    "log": {"files", "units"},
+    "demo_data": BASE,
+    "corpora": BASE,
+    "mixture": BASE,
+    "model": BASE,
+    "checkpoint": BASE,
+    "average": BASE,
+    "report": BASE,
+    "launch": BASE,
+    "curate": BASE | {"corpora"},
+    "synthesize": BASE | {"corpora"},
+    "batches": BASE | {"corpora", "mixture"},
+    "evals": BASE | {"batches", "corpora", "mixture", "model"},
+    "train": BASE | {"mixture", "batches", "model", "checkpoint", "average", "evals"},
+    "search": BASE | {"train", "evals", "mixture"},
+    "plan": BASE | {"model", "checkpoint", "train"},
+    "export": BASE | {"model", "checkpoint"},
+    "strict": BASE,
+    "config": BASE | {"strict"},
+}
+# A dependency -> the packages and modules that may import it.
+ONE_OWNER = {
+    "gin": {"config"},
+    "orbax": {"checkpoint"},
+    "flax": {"model"},
+    "transformers": {"batches.tokenize", "model.hf", "export", "evals"},
+    "tokenizers": {"batches.tokenize", "model.hf", "export", "evals"},
+    "safetensors": {"batches.tokenize", "model.hf", "export", "evals"},
+    "torch": {"export"},
+}
+NEVER_AT_MODULE_LEVEL = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio", "torch"}
+NEVER = {"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve"}
+BANNED_CALLS = {"eval", "exec", "compile", "__import__"}
+
+
+def name_of(path: pathlib.Path) -> str:
+    """`batches.tokenize` of midjax/batches/tokenize.py; a package's own name of its __init__."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def modules() -> list[pathlib.Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py") if name_of(path))
+
+
+def imports(path: pathlib.Path) -> list[tuple[str, int, bool]]:
+    """(dotted name, line, at module level) of each import, `from a import b` being `a.b`."""
+    found = []
+    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    inner = {
+        node
+        for function in ast.walk(tree)
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute here"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        found += [(name, node.lineno, node not in inner) for name in names]
+    return found
+
+
+def within(name: str, owners: set[str]) -> bool:
+    return any(name == owner or name.startswith(owner + ".") for owner in owners)
+
+
+PATHS = pytest.mark.parametrize("path", modules(), ids=name_of)
+
+
+@PATHS
+def test_midjax_imports_follow_the_table(path):
+    top = name_of(path).partition(".")[0]
+    assert top in TABLE or top in GLUE, f"{path} is not in the table: say what it may import"
+    for dotted, line, _ in imports(path):
+        root, _, rest = dotted.partition(".")
+        target = rest.partition(".")[0]
+        if root != "midjax" or target in ("", "__version__"):
+            continue
+        if top in GLUE:
+            allowed = target not in {"__main__", "strict"}
+        else:
+            allowed = target == top or target in TABLE[top]
+        assert allowed, f"{path}:{line}: {top} imports midjax.{target}"
+
+
+@PATHS
+def test_dependencies_have_one_owner(path):
+    name = name_of(path)
+    for dotted, line, top_level in imports(path):
+        root, place = dotted.partition(".")[0], f"{path}:{line}: {dotted}"
+        assert root not in NEVER, f"{place}: data of others is never unpickled"
+        assert not (top_level and root in NEVER_AT_MODULE_LEVEL), f"{place}: import in a function"
+        if root in ONE_OWNER:
+            assert within(name, ONE_OWNER[root]), f"{place}: only in {sorted(ONE_OWNER[root])}"
+
+
+@PATHS
+def test_no_code_from_text(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in BANNED_CALLS, f"{path}:{node.lineno}: {node.func.id}()"
+
+
+def test_the_package_itself_imports_nothing():
+    assert imports(PACKAGE / "__init__.py") == []
+
+
+def test_every_file_names_its_licence():
+    roots = [PACKAGE, pathlib.Path(__file__).parent]
+    for path in (path for root in roots for path in root.rglob("*.py")):
+        first = path.read_text(encoding="utf-8").partition("\n")[0]
+        assert first == "# SPDX-License-Identifier: Apache-2.0", path
+
+
+def run(code: str) -> str:
+    """Output of code in a fresh interpreter."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=PACKAGE.parent,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_help_imports_neither_jax_nor_tensorflow():
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = ['midjax', '--help']\n"
+        "try: runpy.run_module('midjax', run_name='__main__')\n"
+        "except SystemExit as done: assert not done.code, done.code\n"
+        "print('LOADED', *sorted(name for name in sys.modules if '.' not in name))\n"
+    )
+    text, _, loaded = run(code).partition("LOADED")
+    assert "midjax show VERB" in text
+    heavy = {"jax", "jaxlib", "tensorflow", "torch", "transformers", "flax", "orbax", "matplotlib"}
+    assert not heavy & set(loaded.split())
+
+
+def test_loading_a_recipe_needs_no_accelerator_library():
+    loaded = run("import sys; from midjax import config; print(*sys.modules)").split()
+    assert "gin" in loaded and not {"jax", "tensorflow", "torch"} & set(loaded)
+
+
+def test_seqio_and_tfds_are_installed_and_import_together():
+    code = (
+        "import seqio, tensorflow_datasets as tfds\n"
+        "print(callable(seqio.SentencePieceVocabulary), callable(tfds.builder_from_directory))\n"
+    )
+    assert run(code).split()[-2:] == ["True", "True"]

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line as a user meets it: help, mistakes, and one clear line for each."""
+
+import pathlib
+
+import pytest
+import tiny_run as tiny
+
+import midjax
+from midjax import __main__ as cli
+from midjax import checkpoint, config
+from midjax.train import loop
+
+
+def test_help_names_every_verb(capsys):
+    assert cli.main([]) == cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {verb}" in text for verb in cli.VERBS)
+    for verb in cli.VERBS:
+        assert cli.main([verb, "--help"]) == 0
+        assert f"midjax {verb}" in capsys.readouterr().out
+    assert cli.main(["--version"]) == 0 and capsys.readouterr().out.strip() == midjax.__version__
+
+
+def test_recipes_that_help_names_exist():
+    root = config.gin_root()
+    for verb in cli.VERBS.values():
+        for word in verb.details.split():
+            if word.startswith("--gin_file="):
+                name = word.removeprefix("--gin_file=gin/")
+                assert (root / name).is_file(), word
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["trian"], "no verb 'trian'"),
+        (["train", "--steps=3"], "unknown arguments ['--steps=3']"),
+        (["train", "--gin_file=nothing.gin"], "No gin file 'nothing.gin'"),
+        (["show"], "show needs one of tokenize, train"),
+        (["demo", "--quick"], "unknown arguments ['--quick']"),
+        (["export", "--gin.Export.runn=x"], "runn"),
+    ],
+)
+def test_mistakes_are_one_message_and_exit_code_2(capsys, line, message):
+    assert cli.main(line) == 2
+    found = capsys.readouterr()
+    assert message in found.err and "Traceback" not in found.err and not found.out
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """A saved recipe of a tiny run, as a gin file."""
+    tiny.write_tokens(tmp_path / "tokens")
+    config.save(tiny.train(tmp_path, steps=4), tmp_path / "recipe")
+    return ["train", f"--gin_file={tmp_path / 'recipe' / 'config.gin'}"]
+
+
+def test_a_recipe_that_cannot_run_leaves_no_run_behind(tmp_path, recipe, capsys):
+    assert cli.main([*recipe, "--gin.Start.kind=anneal", f"--gin.Start.run={tmp_path}/no"]) == 2
+    assert "holds no finished checkpoint" in capsys.readouterr().err
+    assert cli.main([*recipe, "--gin.Data.row_tokens=1000000"]) == 2
+    assert "epochs" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_show_runs_nothing(tmp_path, recipe, capsys):
+    assert cli.main(["show", *recipe, "--gin.Train.seed=7"]) == 0
+    assert "seed" in capsys.readouterr().out and not (tmp_path / "run").exists()
+
+
+def test_resuming_with_another_recipe_is_refused_but_another_mesh_is_not(tmp_path, recipe, capsys):
+    assert cli.main(recipe) == 0
+    assert cli.main([*recipe, "--gin.AdamW.b2=0.99"]) == 2
+    assert "optimizer.b2: 0.95 -> 0.99" in capsys.readouterr().err
+    assert cli.main([*recipe, "--gin.Train.microbatches=2"]) == 0
+    assert "changed since this run began: microbatches: 1 -> 2" in capsys.readouterr().out
+    assert checkpoint.steps(str(tmp_path / "run")) == [4]
+
+
+def test_a_moved_run_resumes_and_is_read(tmp_path, recipe):
+    assert cli.main(recipe) == 0
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert cli.main([*recipe, f"--gin.Train.run_dir={tmp_path}/moved"]) == 0
+    model, params, step, facts, _ = cli._restored(str(tmp_path / "moved"), None)
+    assert model == tiny.model() and step == 4 and facts["manifest"]["adam_count"] == 4
+    assert checkpoint.shapes(params) == facts["manifest"]["shapes"]
+    with pytest.raises(
+        checkpoint.CheckpointError, match=r"holds the checkpoints \[4\], asked for 3"
+    ):
+        cli._restored(str(tmp_path / "moved"), 3)
+
+
+def test_config_json_is_what_was_run(tmp_path, recipe):
+    assert cli.main(recipe) == 0
+    assert config.load_run(str(tmp_path / "run"), "train") == tiny.train(tmp_path, steps=4)
+    assert isinstance(config.load_run(str(tmp_path / "run"), "train"), loop.Train)
+    assert pathlib.Path(tmp_path / "run" / "config.gin").is_file()

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses against SciPy-like float64 arithmetic, and chunks against the whole."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_model
+
+from midjax.model import loss
+
+
+def inputs(config, length=20):
+    params = tiny_model.params(config)
+    hidden = jax.random.normal(jax.random.key(1), (3, length, config.dim))
+    targets = jax.random.randint(jax.random.key(2), (3, length), 0, config.vocab_size)
+    return params, hidden, targets
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_equals_the_definition(tied):
+    config = tiny_model.config(tied_head=tied)
+    params, hidden, targets = inputs(config)
+    nll, log_z = loss.token_losses(config, params, hidden, targets)
+    head = np.asarray(params["embed"]).T if tied else np.asarray(params["head"])
+    scores = np.asarray(hidden, np.float64) @ head.astype(np.float64)
+    want_z = np.log(np.exp(scores).sum(-1))
+    picked = np.take_along_axis(scores, np.asarray(targets)[..., None], -1)[..., 0]
+    np.testing.assert_allclose(log_z, want_z, atol=1e-5)
+    np.testing.assert_allclose(nll, want_z - picked, atol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("chunk", [1, 4, 7, 19])
+def test_chunks_change_nothing(chunk, tied):
+    whole = tiny_model.config(tied_head=tied)
+    params, hidden, targets = inputs(whole)
+    weights = jax.random.uniform(jax.random.key(3), (2, *targets.shape))
+
+    def objective(config, params, hidden):
+        both = loss.token_losses(config, params, hidden, targets)
+        return sum((w * x).sum() for w, x in zip(weights, both, strict=True)), both
+
+    results = [
+        jax.jit(jax.grad(objective, argnums=(1, 2), has_aux=True), static_argnums=0)(
+            dataclasses.replace(whole, loss_chunk_tokens=tokens), params, hidden
+        )
+        for tokens in (20, chunk)
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), *results)
+
+
+def test_no_array_of_all_logits_when_chunked():
+    config = tiny_model.config(vocab_size=1000, loss_chunk_tokens=5)
+    params, hidden, targets = inputs(config)
+
+    def objective(params, hidden):
+        return loss.token_losses(config, params, hidden, targets)[0].sum()
+
+    compiled = jax.jit(jax.grad(objective, (0, 1))).lower(params, hidden).compile().as_text()
+    assert "3,5,1000]" in compiled or "15,1000]" in compiled
+    assert "3,20,1000]" not in compiled and "60,1000]" not in compiled
+
+
+def test_huge_logits_stay_finite():
+    config = tiny_model.config()
+    params, hidden, targets = inputs(config)
+
+    def objective(hidden):
+        return loss.token_losses(config, params, hidden, targets)[0].sum()
+
+    value, grad = jax.value_and_grad(objective)(hidden * 1e6)
+    assert jnp.isfinite(value) and jnp.isfinite(grad).all()

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The axis table, its refusals, and that the mesh does not change the numbers.
+
+What needs four devices runs in one process that poses as having them: this file as a script.
+"""
+
+import contextlib
+import os
+import pathlib
+import pickle
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_model
+from jax.sharding import PartitionSpec as P
+
+from midjax.model import loss, sharding, transformer
+
+# Dimensions that every mesh below divides.
+CONFIG = tiny_model.config(tied_head=True, layers=2, loss_chunk_tokens=10)
+MESHES = [(1, 2, 1), (1, 2, 2), (2, 2, 1)]
+
+
+def made(data, fsdp, tensor):
+    devices = jax.devices()[: data * fsdp * tensor]
+    return sharding.make(sharding.Mesh(data=data, fsdp=fsdp, tensor=tensor), devices)
+
+
+def test_spec_follows_the_table():
+    assert sharding.spec(("batch", "length", None)) == P(("data", "fsdp"), None, None)
+    axes = ("layers", "embed", "heads", "head_dim")
+    assert sharding.spec(axes) == P(None, "fsdp", "tensor", None)
+
+
+def test_colliding_axes_name_both():
+    with pytest.raises(ValueError, match=r"'batch' goes to \('data', 'fsdp'\) and 'embed' to"):
+        sharding.spec(("batch", "embed"))
+
+
+def test_unknown_axis_is_refused():
+    with pytest.raises(ValueError, match="Unknown logical axis 'width'"):
+        sharding.spec(("width",))
+
+
+def test_mesh_is_filled_and_checked():
+    assert sharding.sizes(sharding.Mesh(data=2, fsdp=-1, tensor=2), 8) == (2, 2, 2)
+    with pytest.raises(ValueError, match="does not fit 1 devices"):
+        sharding.make(sharding.Mesh(data=1, fsdp=3, tensor=1), jax.devices()[:1])
+    with pytest.raises(ValueError, match="does not fit 8 devices"):
+        sharding.sizes(sharding.Mesh(data=3, fsdp=-1, tensor=1), 8)
+    with pytest.raises(ValueError, match="does not fit 2 devices"):
+        sharding.sizes(sharding.Mesh(data=3, fsdp=-1, tensor=1), 2)
+    with pytest.raises(ValueError, match="Only one axis"):
+        sharding.Mesh(data=-1, fsdp=-1, tensor=1)
+    with pytest.raises(ValueError, match=r"Mesh\.tensor must be 1 or more"):
+        sharding.Mesh(data=1, fsdp=1, tensor=0)
+
+
+def test_what_does_not_divide_is_refused():
+    shape = {"data": 1, "fsdp": 2, "tensor": 2}
+    with pytest.raises(ValueError, match=r"wk: axis 'kv_heads' of size 1 .* tensor 2"):
+        sharding.check_divides("wk", (8, 1, 4), ("embed", "kv_heads", "head_dim"), shape)
+    with pytest.raises(ValueError, match="has 1 dimensions"):
+        sharding.check_divides("wk", (8,), ("embed", None), shape)
+
+
+def test_constrain_without_a_mesh_is_nothing():
+    x = jnp.ones((3, 2))
+    assert sharding.constrain(x, ("batch", None)) is x
+
+
+def outcome(mesh):
+    """Parameters, logits, losses and gradients as made under a mesh."""
+    tokens, segments, positions = tiny_model.rows(4, 24)
+
+    def objective(params, tokens, segments, positions):
+        hidden = transformer.hidden(CONFIG, params, tokens, segments, positions)
+        nll, log_z = loss.token_losses(CONFIG, params, hidden, tokens)
+        scores = transformer.logits(CONFIG, params, hidden)
+        return nll.mean() + 1e-2 * jnp.square(log_z).mean(), (scores, nll)
+
+    context, shardings = contextlib.nullcontext(), None
+    if mesh is not None:
+        context = jax.set_mesh(mesh)
+        axes, shapes = transformer.logical_axes(CONFIG), transformer.abstract(CONFIG)
+        shardings = sharding.tree(mesh, axes, shapes)
+        rows = sharding.batch(mesh, 4)
+        tokens, segments, positions = jax.device_put((tokens, segments, positions), rows)
+    with context:
+        init = jax.jit(transformer.init, static_argnums=0, out_shardings=shardings)
+        params = init(CONFIG, jax.random.key(5))
+        step = jax.jit(jax.value_and_grad(objective, has_aux=True))
+        (value, (scores, nll)), grads = step(params, tokens, segments, positions)
+        if mesh is not None:
+            where = jax.tree.map(
+                lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), grads, shardings
+            )
+            assert all(jax.tree.leaves(where))
+    return jax.tree.map(np.asarray, (params, value, scores, nll, grads))
+
+
+def refusals():
+    """The messages of what a real mesh refuses, before any device work."""
+    mesh, found = made(1, 2, 2), []
+    config = tiny_model.config(kv_heads=1)
+    axes, shapes = transformer.logical_axes(config), transformer.abstract(config)
+
+    def constrain():
+        with jax.set_mesh(mesh):
+            sharding.constrain(jnp.ones((3, 2)), ("batch", None))
+
+    for refused in (
+        lambda: sharding.tree(mesh, axes, shapes),
+        lambda: sharding.batch(mesh, 3),
+        constrain,
+        lambda: sharding.make(sharding.Mesh(data=1, fsdp=3, tensor=1)),
+    ):
+        try:
+            refused()
+            found.append("nothing")
+        except ValueError as error:
+            found.append(str(error))
+    return found
+
+
+@pytest.fixture(scope="module")
+def four_devices(tmp_path_factory):
+    """What `main` made on four emulated devices."""
+    out = tmp_path_factory.mktemp("mesh") / "out.pickle"
+    here = pathlib.Path(__file__)
+    search = os.pathsep.join(str(p) for p in (here.parents[2], here.parents[1]))
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "PYTHONPATH": search,
+    }
+    subprocess.run([sys.executable, str(here), str(out)], env=environment, check=True, timeout=300)
+    return pickle.loads(out.read_bytes())  # noqa: S301 (our own, made a moment ago)
+
+
+def test_a_mesh_refuses_early(four_devices):
+    parameter, batch, activation, devices = four_devices["refusals"]
+    assert "layers/wk: axis 'kv_heads' of size 1 does not divide over mesh tensor 2" in parameter
+    assert "The batch: axis 'batch' of size 3 does not divide over mesh data 1 x fsdp 2" in batch
+    assert "axis 'batch' of size 3" in activation
+    assert "does not fit 4 devices" in devices
+
+
+@pytest.mark.parametrize("sizes", MESHES)
+def test_the_mesh_changes_no_number(sizes, four_devices):
+    params, *rest = four_devices[sizes]
+    want_params, *want = four_devices[None]
+    jax.tree.map(np.testing.assert_array_equal, params, want_params)
+    for one, other in zip(jax.tree.leaves(rest), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=2e-6)
+
+
+def main(out):
+    found = {"refusals": refusals(), None: outcome(None)}
+    for sizes in MESHES:
+        found[sizes] = outcome(made(*sizes))
+    pathlib.Path(out).write_bytes(pickle.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of metrics against the batches that they describe."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny_run as tiny
+
+from midjax import log
+from midjax.batches import loader
+from midjax.train import metrics
+
+STAGES = ((0, {"prose": 0.6, "code": 0.4}), (10 * tiny.T, {"prose": 0.1, "code": 0.9}))
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Rows, events and batches of five updates; device metrics are made from the batches."""
+    tiny.write_tokens(tmp_path / "tokens")
+    data = tiny.data(tmp_path / "tokens", tiny.mixture(*STAGES))
+    made = loader.Loader(data, loader.Opened(data), total_rows=5 * tiny.B)
+    journal = log.Journal(str(tmp_path / "run"), step=0, is_writer=True)
+    recorder = metrics.Recorder(data, made.order, journal, first_step=0, first_row=0)
+    batches = [batch for batch, _ in made.batches(next_row=0, prefetch=0)]
+    for step, batch in enumerate(batches, 1):
+        weight = np.array([(batch.weights * (batch.source == k)).sum() for k in range(2)])
+        recorder.put(
+            step,
+            {
+                "loss": 1.5, "z_loss": 0.0, "grad_norm": 1.0, "update_norm": 1.0,
+                "param_norm": 1.0, "lr": 0.1, "skipped": int(step == 2),
+                "nll_by_source": 2.0 * weight, "weight_by_source": weight,
+            },
+        )  # fmt: skip
+    recorder.flush()
+    read = [
+        [json.loads(line) for line in (tmp_path / "run" / f"{name}.jsonl").open()]
+        for name in ("metrics", "events")
+    ]
+    return made, batches, *read
+
+
+def test_counts_by_source_are_those_of_the_batches(written):
+    made, batches, rows, _ = written
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+    drawn = np.zeros(2, int)
+    for row, batch in zip(rows, batches, strict=True):
+        drawn += np.bincount(batch.source[:, 0], minlength=2)
+        for k, name in enumerate(("code", "prose")):
+            assert row[f"rows/{name}"] == drawn[k]
+            assert row[f"tokens/{name}"] == (batch.weights * (batch.source == k)).sum()
+            assert row[f"epochs/{name}"] == drawn[k] / made.order.source_rows[k]
+            assert row[f"loss/{name}"] == (2.0 if row[f"tokens/{name}"] else None)
+        assert row["tokens"] == row["step"] * tiny.T * tiny.B
+
+
+def test_shares_asked_and_stages_are_said_where_they_change(written):
+    _, _, rows, events = written
+    assert [row["asked/code"] for row in rows] == pytest.approx([0.4, 0.4, 0.9, 0.9, 0.9])
+    stages = [(e["name"], e["step"]) for e in events if e["event"] == "stage"]
+    assert stages == [("s0", 1), ("s1", 3)]
+
+
+def test_skipped_updates_are_events(written):
+    _, _, rows, events = written
+    assert [row["skipped"] for row in rows] == [0, 1, 0, 0, 0]
+    assert [e["step"] for e in events if e["event"] == "skipped"] == [2]

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AdamW against its update rule written out in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from midjax.train import optimizer as optimizer_lib
+
+CONFIG = {
+    "b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "decay_embedding": False,
+    "clip_norm": 1.0, "moments_dtype": "float32",
+}  # fmt: skip
+
+
+def config(**kwargs):
+    return optimizer_lib.AdamW(**(CONFIG | kwargs))
+
+
+def trees(seed):
+    rng = np.random.default_rng(seed)
+    return {
+        "embed": rng.normal(size=(5, 3)),
+        "final_norm": rng.normal(size=3),
+        "layers": {"attn_norm": rng.normal(size=(2, 3)), "wq": rng.normal(size=(2, 3, 4))},
+    }
+
+
+def reference(config, params, gradients, lr):
+    """Algorithm 2 of 1711.05101 with a global-norm clip, float64."""
+    p, mu, nu = dict(params), {}, {}
+    for t, g in enumerate(gradients, 1):
+        norm = np.sqrt(sum((x**2).sum() for x in g.values()))
+        for name in p:
+            x = g[name] * min(1.0, config.clip_norm / norm)
+            mu[name] = config.b1 * mu.get(name, 0) + (1 - config.b1) * x
+            nu[name] = config.b2 * nu.get(name, 0) + (1 - config.b2) * x**2
+            step = (mu[name] / (1 - config.b1**t)) / (
+                np.sqrt(nu[name] / (1 - config.b2**t)) + config.eps
+            )
+            decays = name.endswith("wq") or (name == "embed" and config.decay_embedding)
+            p[name] = p[name] - lr(t - 1) * (step + config.weight_decay * decays * p[name])
+    return p
+
+
+def flat(tree):
+    return {"/".join(str(k.key) for k in path): np.asarray(x, np.float64)
+            for path, x in jax.tree_util.tree_leaves_with_path(tree)}  # fmt: skip
+
+
+@pytest.mark.parametrize("decay_embedding", [False, True])
+def test_three_updates_against_the_rule(decay_embedding):
+    c = config(decay_embedding=decay_embedding)
+    optimizer = optimizer_lib.make(c, lambda s: 0.1 / (s + 1))
+    params = jax.tree.map(jnp.float32, trees(0))
+    state = optimizer.init(params)
+    gradients = [trees(seed) for seed in (1, 2, 3)]
+    for g in gradients:
+        updates, state = optimizer.update(jax.tree.map(jnp.float32, g), state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+    expected = reference(c, flat(trees(0)), [flat(g) for g in gradients], lambda s: 0.1 / (s + 1))
+    for name, value in flat(params).items():
+        np.testing.assert_allclose(value, expected[name], rtol=2e-5, atol=1e-6)
+
+
+def test_state_round_trips_by_name_and_keeps_its_structure():
+    optimizer = optimizer_lib.make(config(), lambda s: 0.1)
+    params = jax.tree.map(jnp.float32, trees(0))
+    state = optimizer.init(params)
+    _, moved = optimizer.update(jax.tree.map(jnp.float32, trees(1)), state, params)
+    parts = optimizer_lib.to_parts(moved)
+    assert (int(parts["adam_count"]), int(parts["schedule_count"])) == (1, 1)
+    rebuilt = optimizer_lib.from_parts(state, parts)
+    assert jax.tree.structure(rebuilt) == jax.tree.structure(state) == jax.tree.structure(moved)
+    assert all((a == b).all() for a, b in zip(*map(jax.tree.leaves, (rebuilt, moved)), strict=True))
+    kept = optimizer_lib.from_parts(
+        state, {k: v for k, v in parts.items() if k != "schedule_count"}
+    )
+    assert int(kept["schedule"].count) == 0 and int(kept["adam"].count) == 1
+
+
+def test_moments_dtype_is_that_of_mu():
+    state = optimizer_lib.make(config(moments_dtype="bfloat16"), lambda s: 0.1).init(
+        jax.tree.map(jnp.float32, trees(0))
+    )
+    assert {x.dtype.name for x in jax.tree.leaves(state["adam"].mu)} == {"bfloat16"}
+    assert {x.dtype.name for x in jax.tree.leaves(state["adam"].nu)} == {"float32"}
+
+
+@pytest.mark.parametrize(
+    "change", [{"b1": 1.0}, {"b2": -0.1}, {"eps": 0.0}, {"weight_decay": -1.0}, {"clip_norm": 0.0}]
+)
+def test_bad_numbers(change):
+    with pytest.raises(ValueError, match=r"AdamW\."):
+        config(**change)

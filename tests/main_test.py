@@ -59,7 +59,7 @@ def recipe(tmp_path):
 def test_a_recipe_that_cannot_run_leaves_no_run_behind(tmp_path, recipe, capsys):
     assert cli.main([*recipe, "--gin.Start.kind=anneal", f"--gin.Start.run={tmp_path}/no"]) == 2
     assert "holds no finished checkpoint" in capsys.readouterr().err
-    assert cli.main([*recipe, "--gin.Data.row_tokens=1000000"]) == 2
+    assert cli.main([*recipe, "--gin.Train.train_tokens=99_999_999"]) == 2
     assert "epochs" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 

@@ -16,7 +16,7 @@ from midjax.model import hf, transformer
 
 
 def config_of(kind="none", **kwargs):
-    # head_dim = dim / heads, which transformers' Llama needs for no kind but is usual.
+    # head_dim = dim / heads, as is usual.
     return tiny_model.config(rope=tiny_model.ROPES[kind], head_dim=8, **kwargs)
 
 

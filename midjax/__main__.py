@@ -2,6 +2,7 @@
 """`midjax VERB`: one table of verbs. Heavy imports happen inside a verb, never for `--help`."""
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,12 +17,13 @@ midjax {version}: mid-training of language models in JAX
 {verbs}
 
   --gin_file=FILE          a recipe; what it includes is read first
-  --gin.Class.field=VALUE  overrides one field; bare strings such as gs://bucket/run are allowed
+  --gin.Class.field=VALUE  overrides one field; strings such as paths need no quotes
   midjax show VERB ...     prints every field that VERB would use, marks what differs from its
                            default, and runs nothing
   midjax VERB --help       what a verb does, writes and can be repeated with
 
 Recipes: {recipes}
+A mistake is one message and exit code 2; MIDJAX_TRACEBACK=1 shows where it was raised.
 """
 
 
@@ -44,8 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         verb.run(rest)
-    except (ValueError, FileNotFoundError) as error:
-        # What a user gave does not fit. Everything else is a bug and keeps its traceback.
+    except (ValueError, OSError) as error:
+        # What a user gave, or the machine's disk, does not fit. Other kinds are bugs for sure and
+        # keep their traceback; where one of these is a bug, the variable shows its traceback too.
+        if os.environ.get("MIDJAX_TRACEBACK"):
+            raise
         print(f"midjax {name}: {error}", file=sys.stderr)
         return 2
     return 0
@@ -118,18 +123,15 @@ def _train(arguments: list[str]) -> None:
     if checkpoint.steps(root.run_dir):
         for line in config.guard_resume(root, root.run_dir, LOOSE_WHEN_RESUMING):
             log.say(f"changed since this run began: {line}")
-    loop.prepare(root)  # a recipe that cannot run leaves no run directory behind
+    begun = loop.begin(root)  # a recipe that cannot run leaves no run directory behind
     config.save(root, root.run_dir)
     log.say(f"every setting: {root.run_dir}/config.gin")
-    loop.run(root)
+    loop.go(begun)
 
 
-def _restored(run_dir: str, step: int | None) -> tuple[Any, Any, int, dict, Any]:
-    """(model config, parameters, step, facts, mesh) of a checkpoint. Moments are not read."""
-    import jax
-
+def _found(run_dir: str, step: int | None) -> tuple[Any, int, dict[str, Any]]:
+    """(model config, step, facts) of a run's checkpoint, the newest for None. Reads JSON only."""
     from midjax import checkpoint, config
-    from midjax.model import sharding, transformer
 
     model = config.load_run(run_dir, "train").model
     found = checkpoint.steps(run_dir)
@@ -139,23 +141,35 @@ def _restored(run_dir: str, step: int | None) -> tuple[Any, Any, int, dict, Any]
             f"{'the newest' if step is None else step}. Train it first."
         )
     step = found[-1] if step is None else step
-    jax_mesh = sharding.make(sharding.Mesh(data=1, fsdp=-1, tensor=1))
+    return model, step, checkpoint.read_facts(run_dir, step)
+
+
+def _params(model: Any, run_dir: str, step: int, mesh: Any) -> Any:
+    """Parameters of a checkpoint on a mesh. Moments are not read."""
+    import jax
+
+    from midjax import checkpoint
+    from midjax.model import sharding, transformer
+
     abstract = transformer.abstract(model)
-    shardings = sharding.tree(jax_mesh, transformer.logical_axes(model), abstract)
+    shardings = sharding.tree(mesh, transformer.logical_axes(model), abstract)
     target = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
     )
-    params = checkpoint.restore(run_dir, step, {"params": target})["params"]
-    return model, params, step, checkpoint.read_facts(run_dir, step), jax_mesh
+    return checkpoint.restore(run_dir, step, {"params": target})["params"]
 
 
 def _eval(arguments: list[str]) -> None:
     root = _load("eval", arguments)
     from midjax import log
     from midjax.evals import run
+    from midjax.model import sharding
 
-    model, params, step, facts, mesh = _restored(root.run, root.step)
+    model, step, facts = _found(root.run, root.step)
     tokenizer_hash = facts["manifest"]["tokenizer_hash"]
+    mesh = sharding.make(root.mesh)
+    run.check(root, model, mesh, tokenizer_hash=tokenizer_hash)  # before the parameters are read
+    params = _params(model, root.run, step, mesh)
     result = run.run(root, model, params, step, mesh, tokenizer_hash=tokenizer_hash)
     where = run.write(result)
     for name, domain in result["domains"].items():
@@ -166,17 +180,26 @@ def _eval(arguments: list[str]) -> None:
 
 def _export(arguments: list[str]) -> None:
     root = _load("export", arguments)
-    import dataclasses
+    import jax
 
     from midjax import checkpoint, export, files, log
+    from midjax.model import sharding
 
-    model, params, step, _, _ = _restored(root.run, root.step)
+    model, step, facts = _found(root.run, root.step)
+    root = dataclasses.replace(root, step=step)
+    tokenizer_hash = facts["manifest"]["tokenizer_hash"]
+    export.check(root, model, tokenizer_hash=tokenizer_hash)  # before the parameters are read
+    mesh = sharding.make(sharding.Mesh(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+    params = _params(model, root.run, step, mesh)
     evals = {
         place.stem: files.read_json(place)
         for place in sorted((files.path(root.run) / "eval").glob("*.json"))
     }
-    lineage = {"stages, oldest first": checkpoint.lineage(root.run, step), "evals": evals}
-    result = export.run(root, model, params, lineage)
+    lineage = {
+        "stages, oldest first": checkpoint.lineage(root.run, step),
+        "evals": {name: found for name, found in evals.items() if found["step"] == step},
+    }
+    result = export.run(root, model, params, lineage, tokenizer_hash=tokenizer_hash)
     files.write_json(files.path(root.output) / "export.json", dataclasses.asdict(result))
     log.say(
         f"{result.folder}: logits within {result.max_difference:.1e} of {result.compared_with}, "
@@ -206,7 +229,7 @@ VERBS = {
   midjax demo [--fresh]
 
 Runs, in this process, the verbs below with the recipes gin/recipes/demo_*.gin and prints each
-command before it runs. Takes about 5 minutes on 2 CPU cores. What is finished is kept: the
+command before it runs. Takes about 3 minutes on 2 quiet CPU cores. What is finished is kept: the
 same command goes on after an interruption, and --fresh starts over.
 Writes build/demo/: report.html, export/ (a Hugging Face folder), tokens/ and the runs.""",
     ),
@@ -227,9 +250,10 @@ are kept as they are.""",
   midjax train --gin_file=gin/recipes/demo_midtrain.gin
 
 Writes Train.run_dir: config.json, config.gin, metrics.jsonl (a row per update), events.jsonl,
-checkpoints/<step>/. If that folder holds a checkpoint of this run, the newest valid one is
-resumed, whatever Start says; otherwise Start says what the run begins from. The recipe's model,
-data and schedule must be the ones that the run began with.""",
+checkpoints/<step>/. If that folder holds a checkpoint of this run, the newest whole one is
+resumed, whatever Start says (damaged ones are set aside, and it says so); otherwise Start says
+what the run begins from. The recipe must be the one that the run began with, but for run_dir,
+mesh, microbatches, checkpoint, model.remat and model.loss_chunk_tokens.""",
     ),
     "eval": Verb(
         _eval,

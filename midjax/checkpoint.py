@@ -13,6 +13,7 @@ every array. Saving is asynchronous; a save that was killed leaves a folder that
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,11 +26,35 @@ from orbax.checkpoint import checkpoint_managers
 
 from midjax import files
 
-FORMAT = 1
+FORMAT = 2  # 1 had no seal and no list of arrays
+
+
+# Words in TensorStore's errors that speak of the way to the files, not of the files.
+_PASSING = (
+    "ABORTED",
+    "CANCELLED",
+    "DEADLINE_EXCEEDED",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "UNAUTHENTICATED",
+    "UNAVAILABLE",
+)
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is missing, damaged or does not fit."""
+    """A checkpoint is missing, cannot be reached or does not fit."""
+
+
+class DamagedError(CheckpointError):
+    """The files of a checkpoint are not what was saved.
+
+    Attributes:
+      run_dir, step: which checkpoint.
+    """
+
+    def __init__(self, run_dir: str, step: int, what: str) -> None:
+        super().__init__(f"{run_dir}, step {step}: {what}")
+        self.run_dir, self.step = run_dir, step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,10 +121,11 @@ class Store:
         arrays = {"params": params, "opt_state": dict(opt_state)}
         manifest = dict(facts) | {
             "format": FORMAT,
-            "shapes": shapes(params),
+            "arrays": describe(arrays),
             "norms": norms(arrays),
             "digests": digests(arrays),
         }
+        manifest["seal"] = _seal(step, data, manifest)
         args = ocp.args
         saved = self._manager.save(
             step,
@@ -128,14 +154,19 @@ def steps(run_dir: str) -> list[int]:
     root = files.path(folder(run_dir))
     if not root.exists():
         return []
-    return sorted(int(p.name) for p in root.iterdir() if p.name.isdigit() and p.is_dir())
+    return sorted(
+        int(p.name)
+        for p in root.iterdir()
+        if p.name.isdigit() and p.is_dir() and ocp.utils.is_checkpoint_finalized(p)
+    )
 
 
 def read_facts(run_dir: str, step: int) -> dict[str, Any]:
     """The JSON items of one checkpoint: {"step": int, "data": {...}, "manifest": {...}}.
 
     Raises:
-      CheckpointError: unreadable, or written by a newer midjax.
+      DamagedError: missing or not JSON.
+      CheckpointError: written in another format.
     """
     facts: dict[str, Any] = {}
     for item in ("step", "data", "manifest"):
@@ -143,19 +174,34 @@ def read_facts(run_dir: str, step: int) -> dict[str, Any]:
         try:
             facts[item] = files.read_json(file)
         except (FileNotFoundError, ValueError) as error:
-            raise CheckpointError(f"{run_dir}, step {step}: cannot read {item}: {error}") from error
-    if facts["manifest"].get("format") != FORMAT:
+            raise DamagedError(run_dir, step, f"cannot read {item}: {error}") from error
+        if not isinstance(facts[item], dict):
+            raise DamagedError(run_dir, step, f"{item} is not a JSON object")
+    manifest = facts["manifest"]
+    number = facts["step"].get("step")
+    sealed = manifest.get("seal") == _seal(number, facts["data"], manifest)
+    found = manifest.get("format")
+    if not isinstance(found, int) or ("seal" in manifest and not sealed):
+        raise DamagedError(run_dir, step, "step, data or manifest is not what was saved")
+    if found != FORMAT:
         raise CheckpointError(
-            f"{run_dir}, step {step}: checkpoint format {facts['manifest'].get('format')}, "
-            f"this midjax reads {FORMAT}."
+            f"{run_dir}, step {step}: checkpoint format {found}, this midjax reads {FORMAT}."
         )
-    return facts | {"step": int(facts["step"]["step"])}
+    if not sealed:
+        raise DamagedError(run_dir, step, "step, data or manifest is not what was saved")
+    return facts | {"step": number}
+
+
+def _seal(step: Any, data: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
+    """Hash of the JSON items, as Orbax keeps no checksum of them either."""
+    rest = {key: value for key, value in manifest.items() if key != "seal"}
+    return files.sha256(json.dumps([step, data, rest], sort_keys=True).encode())
 
 
 def lineage(run_dir: str, step: int) -> list[dict[str, Any]]:
     """Where a checkpoint comes from, oldest first: run, step and tokens drawn per source.
 
-    Ends early, with the name alone, at a parent whose checkpoint is gone.
+    Ends early, with the name alone, at a parent whose checkpoint is gone or cannot be read.
     """
     found: list[dict[str, Any]] = []
     place: tuple[str, int] | None = (run_dir, step)
@@ -165,9 +211,17 @@ def lineage(run_dir: str, step: int) -> list[dict[str, Any]]:
         place = None
         if at not in steps(run):
             break
-        facts = read_facts(run, at)
+        try:
+            facts = read_facts(run, at)
+        except CheckpointError:
+            if (run, at) == (run_dir, step):
+                raise
+            break
         data, parent = facts["data"], facts["manifest"]["parent"]
-        tokens = {name: rows * data["row_tokens"] for name, rows in data["drawn_rows"].items()}
+        tokens = {
+            name: (rows - data["begun_rows"].get(name, 0)) * data["row_tokens"]
+            for name, rows in data["drawn_rows"].items()
+        }
         found[0]["tokens by source"] = tokens
         if parent["huggingface"]:
             found.insert(0, {"Hugging Face folder": parent["huggingface"]})
@@ -186,9 +240,12 @@ def restore(run_dir: str, step: int, targets: Mapping[str, Any]) -> dict[str, An
         that is not asked for is not read.
 
     Raises:
-      CheckpointError: unreadable, of another shape, or its content is not what was saved.
+      DamagedError: unreadable, or its content is not what was saved.
+      CheckpointError: another shape, dtype or set of arrays; files that cannot be reached.
     """
-    facts = read_facts(run_dir, step)
+    saved = read_facts(run_dir, step)["manifest"]
+    if wrong := mismatches(saved["arrays"], targets):
+        raise CheckpointError(f"{run_dir}, step {step}, does not fit: {listed(wrong)}.")
     args = ocp.args
     with ocp.CheckpointManager(
         folder(run_dir),
@@ -202,17 +259,19 @@ def restore(run_dir: str, step: int, targets: Mapping[str, Any]) -> dict[str, An
                     **{name: args.StandardRestore(tree) for name, tree in targets.items()}
                 ),
             )
-        except Exception as error:  # Orbax raises many kinds for a damaged or foreign folder
-            raise CheckpointError(
-                f"{run_dir}, step {step}: cannot be restored: {type(error).__name__}: {error}"
-            ) from error
+        except (ValueError, KeyError, AttributeError, TypeError, FileNotFoundError) as error:
+            what = f"cannot be restored: {type(error).__name__}: {error}"
+            if any(word in str(error) for word in _PASSING):
+                raise CheckpointError(f"{run_dir}, step {step}: {what}") from error
+            raise DamagedError(run_dir, step, what) from error
     restored = {name: found[name] for name in targets}
-    saved = facts["manifest"]["digests"]
-    wrong = [k for k, digest in digests(restored).items() if saved.get(k) != digest]
-    if wrong:
-        raise CheckpointError(
-            f"{run_dir}, step {step}: {len(wrong)} arrays are not what was saved (digests differ), "
-            f"first {wrong[0]}. The files are damaged; use an earlier step."
+    digest_of = saved["digests"]
+    if changed := [k for k, digest in digests(restored).items() if digest_of.get(k) != digest]:
+        raise DamagedError(
+            run_dir,
+            step,
+            f"{len(changed)} arrays are not what was saved (digests differ), first {changed[0]}. "
+            "The files are damaged; use an earlier step.",
         )
     return restored
 
@@ -227,9 +286,31 @@ def set_aside(run_dir: str, step: int) -> str:
     return str(target)
 
 
-def shapes(params: Any) -> dict[str, list[int]]:
-    """Path -> shape of every parameter, for comparing models by name."""
-    return {name: list(leaf.shape) for name, leaf in named_leaves(params)}
+def describe(tree: Any) -> dict[str, str]:
+    """Path -> dtype and shape of every array, such as "float32[2, 32, 16]"."""
+    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in named_leaves(tree)}
+
+
+def mismatches(saved: Mapping[str, str], targets: Mapping[str, Any]) -> list[str]:
+    """What differs between arrays as a manifest describes them and those that are wanted.
+
+    Args:
+      saved: "arrays" of a manifest.
+      targets: item -> tree of arrays or their shapes; items that are not named are not compared.
+    """
+    theirs = {name: what for name, what in saved.items() if name.split("/", 1)[0] in targets}
+    ours = describe(dict(targets))
+    return [
+        f"{name}: checkpoint {theirs.get(name, 'absent')}, recipe {ours.get(name, 'absent')}"
+        for name in sorted(theirs.keys() | ours.keys())
+        if theirs.get(name) != ours.get(name)
+    ]
+
+
+def listed(wrong: list[str]) -> str:
+    """The first of many findings, for a message."""
+    rest = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+    return "; ".join(wrong[:4]) + rest
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:

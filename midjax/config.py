@@ -37,7 +37,7 @@ gin_root = places.gin_root
 # that `midjax --help` imports neither jax nor tensorflow.
 ROOTS = {
     "tokenize": "midjax.batches.tokenize:Tokenize",
-    "train": "midjax.train.loop:Train",
+    "train": "midjax.train.recipe:Train",
     "eval": "midjax.evals.run:Eval",
     "export": "midjax.export:Export",
     "report": "midjax.report.page:Report",

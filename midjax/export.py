@@ -19,7 +19,7 @@ import numpy as np
 import tokenizers
 from jaxtyping import Float, Int
 
-from midjax import files, log
+from midjax import files
 from midjax.model import hf, transformer
 
 # Prose, code and maths, so that most kinds of token occur.
@@ -49,7 +49,7 @@ class Export:
 
     Attributes:
       run: the run's folder.
-      step: which checkpoint; None is the newest valid one.
+      step: which checkpoint; None is the newest.
       output: the folder to write.
       tokenizer: folder with tokenizer.json and tokenizer_config.json; copied.
       dtype: of the saved tensors: "float32" or "bfloat16".
@@ -87,16 +87,47 @@ class ExportResult:
     compared_tokens: int
 
 
-def _tokenizer(folder: str, vocab_size: int) -> tuple[tokenizers.Tokenizer, dict[str, int | None]]:
-    """The tokenizer, and {"bos": id, "eos": id, "pad": id} with None where it has none."""
+def check(
+    config: Export,
+    model_config: transformer.TransformerConfig,
+    *,
+    tokenizer_hash: str | None = None,
+) -> tuple[tokenizers.Tokenizer, dict[str, int | None]]:
+    """All that can be known before the parameters are read.
+
+    Args:
+      config, model_config: what is exported.
+      tokenizer_hash: of the tokenizer that the model was trained with, as its checkpoint says;
+        None where that is not known, which leaves only the vocabulary's size to compare.
+
+    Returns:
+      The tokenizer, and {"bos": id, "eos": id, "pad": id} with None where it has none.
+
+    Raises:
+      FileNotFoundError: the tokenizer folder lacks a file.
+      ValueError: it is not the model's tokenizer.
+    """
+    folder, vocab_size = config.tokenizer, model_config.vocab_size
     for name in _TOKENIZER_NEEDS:
         if not files.path(folder).joinpath(name).exists():
             raise FileNotFoundError(
                 f"{folder} holds no {name}. Export.tokenizer must be a folder with "
                 f"{' and '.join(_TOKENIZER_NEEDS)}."
             )
+    found = files.sha256_of(files.path(folder) / "tokenizer.json")
+    if tokenizer_hash not in (None, found):
+        raise ValueError(
+            f"The model of {config.run!r} was trained with another tokenizer (sha256 "
+            f"{tokenizer_hash[:12]}) than the one in {folder!r} (sha256 {found[:12]}). Give "
+            "Export.tokenizer the one it was trained with."
+        )
     text = files.path(folder).joinpath("tokenizer.json").read_text()
-    tokenizer = tokenizers.Tokenizer.from_str(text)
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises no narrower kind
+        raise ValueError(
+            f"{folder}/tokenizer.json is not a fast tokenizer: {error}. Fetch it again."
+        ) from error
     if tokenizer.get_vocab_size() > vocab_size:
         raise ValueError(
             f"The tokenizer in {folder} has {tokenizer.get_vocab_size()} tokens and the model "
@@ -143,6 +174,7 @@ def _read_back(
         import torch
         import transformers
 
+        transformers.utils.logging.disable_progress_bar()
         model = transformers.AutoModelForCausalLM.from_pretrained(
             folder, attn_implementation="eager"
         ).float()
@@ -163,7 +195,11 @@ def _bullets(value: Any, depth: int = 0) -> list[str]:
         nested = isinstance(item, Mapping) or (
             isinstance(item, Sequence) and not isinstance(item, str)
         )
-        if nested and item:
+        if nested and item and key is None:
+            # What a nameless item begins with is its heading.
+            first, *rest = _bullets(item, depth + 1)
+            out += [pad + first.lstrip(), *rest]
+        elif nested and item:
             out += [f"{pad}- {label}".rstrip(), *_bullets(item, depth + 1)]
         elif not nested and item is not None:
             out.append(f"{pad}- {label}{item}")
@@ -180,8 +216,8 @@ def _eval_table(evals: Mapping[str, Any]) -> list[str]:
     for domain in domains:
         cells = []
         for result in evals.values():
-            found = result.get("domains", {}).get(domain)
-            cells.append(f"{found['bits_per_byte']:.4f}" if found else "")
+            bits = result.get("domains", {}).get(domain, {}).get("bits_per_byte", "")
+            cells.append("not finite" if bits is None else f"{bits:.4f}" if bits else "")
         rows.append(f"| {domain} | " + " | ".join(cells) + " |")
     return rows
 
@@ -232,6 +268,7 @@ def run(
     params: transformer.Params,
     lineage: Mapping[str, Any],
     *,
+    tokenizer_hash: str | None = None,
     token_ids: Int[np.ndarray, "B T"] | None = None,
 ) -> ExportResult:
     """Writes the folder, loads it back and compares logits.
@@ -240,6 +277,7 @@ def run(
       config: where to and how.
       model_config, params: the model; no optimizer state.
       lineage: for the model card; see `model_card`.
+      tokenizer_hash: see `check`.
       token_ids: text to compare on; `PROMPT` if None.
 
     Raises:
@@ -247,7 +285,7 @@ def run(
       ValueError: the tokenizer does not fit the model, or the shape can't be exported.
       RuntimeError: the folder, loaded back, computes something else.
     """
-    tokenizer, ids = _tokenizer(config.tokenizer, model_config.vocab_size)
+    tokenizer, ids = check(config, model_config, tokenizer_hash=tokenizer_hash)
     hf.save(config.output, model_config, params, config.dtype, bos_id=ids["bos"], eos_id=ids["eos"])
     target = files.path(config.output)
     generation = {f"{name}_token_id": number for name, number in ids.items() if number is not None}
@@ -271,7 +309,6 @@ def run(
             f"{config.output}, loaded back with {reader}, computes other logits: the largest "
             f"difference is {difference:.3g}, allowed is {_TOLERANCE}. Do not use the folder."
         )
-    log.say(f"Exported to {config.output}; logits equal to {difference:.1e} with {reader}.")
     return ExportResult(
         folder=config.output,
         written=tuple(sorted(p.name for p in target.iterdir())),

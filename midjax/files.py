@@ -9,7 +9,7 @@ import json
 import os
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from etils import epath
@@ -98,10 +98,10 @@ def sha256_of(name: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-def lines(name: str) -> Iterator[bytes]:
+def lines(name: str, read: Callable[[int], None] = lambda position: None) -> Iterator[bytes]:
     """Lines of a text file, `.gz` decompressed on the way, without their line ends.
 
-    Memory is bounded by the longest line.
+    Memory is bounded by the longest line. `read` is told how many bytes of the file were read.
 
     Raises:
       ValueError: a line is longer than `MAX_LINE_BYTES`, or the gzip stream is damaged.
@@ -119,6 +119,7 @@ def lines(name: str) -> Iterator[bytes]:
             if not line:
                 return
             number += 1
+            read(raw.tell())
             if len(line) > MAX_LINE_BYTES:
                 raise ValueError(
                     f"{name}:{number} is longer than {MAX_LINE_BYTES} bytes. "

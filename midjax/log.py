@@ -41,9 +41,13 @@ class Journal:
         """Drops metric rows of steps after `step`; returns how many. A torn last line counts."""
         if not self._metrics.exists():
             return 0
-        rows = self._metrics.read_text().splitlines()
+        # A process may be killed inside a character, or between a row and its line end.
+        text = self._metrics.read_bytes().decode(errors="replace")
+        if not text:
+            return 0
+        rows = text.split("\n")[:-1] if text.endswith("\n") else text.split("\n")
         kept = [row for row in rows if 0 < _step_of(row) <= step]
-        if len(kept) < len(rows):
+        if len(kept) < len(rows) or not text.endswith("\n"):
             files.write_text(self._metrics, "".join(row + "\n" for row in kept))
         return len(rows) - len(kept)
 
@@ -75,13 +79,26 @@ def _plain(value: Any) -> Any:
 
 
 class Progress:
-    """A bar with tokens/s and time left; without a terminal, a line every `every_seconds`."""
+    """A bar with tokens/s and time left; without a terminal, a line every `every_seconds`.
+
+    Args:
+      title: what is in progress.
+      total_tokens: None where it is not known: `advance` is then told the share that is done.
+      done_tokens: done by an earlier process.
+      every_seconds: between two lines.
+    """
 
     def __init__(
-        self, title: str, total_tokens: int, *, done_tokens: int = 0, every_seconds: float = 15.0
+        self,
+        title: str,
+        total_tokens: int | None,
+        *,
+        done_tokens: int = 0,
+        every_seconds: float = 15.0,
     ) -> None:
         self._title, self._total, self._every = title, total_tokens, every_seconds
-        self._done, self._first = done_tokens, done_tokens
+        self._tokens = 0
+        self._first_share = self._share = done_tokens / total_tokens if total_tokens else 0.0
         self._start = self._spoken = time.monotonic()
         self._bar: rich_progress.Progress | None = None
         if sys.stdout.isatty():
@@ -94,9 +111,8 @@ class Progress:
                 rich_progress.TextColumn("{task.fields[note]}"),
                 console=_console,
             )
-            self._task = self._bar.add_task(
-                title, total=total_tokens, completed=done_tokens, rate="", note=""
-            )
+            self._task = self._bar.add_task(title, total=1.0, rate="", note="")
+            self._bar.update(self._task, completed=self._share)
 
     def __enter__(self) -> "Progress":
         if self._bar:
@@ -109,23 +125,31 @@ class Progress:
         else:
             self._speak("")
 
-    def advance(self, tokens: int, note: str = "") -> None:
-        """Moves on by `tokens`; `note` is a short text such as the loss."""
-        self._done += tokens
+    def advance(self, tokens: int, note: str = "", *, share: float | None = None) -> None:
+        """Moves on by `tokens`.
+
+        Args:
+          tokens: done since the last call.
+          note: a short text such as the loss.
+          share: of the whole that is done, where the total is not known.
+        """
+        self._tokens += tokens
+        if self._total:
+            self._share += tokens / self._total
+        elif share is not None:
+            self._share = share
         if self._bar:
-            self._bar.update(self._task, advance=tokens, rate=self._rate(), note=note)
+            self._bar.update(self._task, completed=self._share, rate=self._rate(), note=note)
         elif time.monotonic() - self._spoken > self._every:
             self._speak(note)
 
     def _rate(self) -> str:
         elapsed = max(time.monotonic() - self._start, 1e-9)
-        return f"{units.human((self._done - self._first) / elapsed)} tokens/s"
+        return f"{units.human(self._tokens / elapsed)} tokens/s"
 
     def _speak(self, note: str) -> None:
         self._spoken = time.monotonic()
-        elapsed = self._spoken - self._start
-        moved = self._done - self._first
-        left = elapsed * (self._total - self._done) / moved if moved else math.nan
-        time_left = units.human_seconds(left) if math.isfinite(left) else "?"
-        share = self._done / self._total if self._total else 1.0
-        say(f"{self._title} {share:4.0%}  {self._rate()}  {time_left} left  {note}".rstrip())
+        moved = self._share - self._first_share
+        left = (self._spoken - self._start) * (1 - self._share) / moved if moved else math.nan
+        time_left = units.human_seconds(max(left, 0.0)) if math.isfinite(left) else "?"
+        say(f"{self._title} {self._share:4.0%}  {self._rate()}  {time_left} left  {note}".rstrip())

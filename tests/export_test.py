@@ -21,6 +21,7 @@ LINEAGE = {
     "source": {"run": "runs/base", "step": 300},
     "mixture seen": {"maths": 0.25, "prose": 0.75},
     "stages": ["decay", "long"],
+    "runs": [{"run": "base", "step": 3}, {"run": "after", "step": 4}],
     "nothing": None,
     "evals": {
         "before": {"domains": {"maths": {"bits_per_byte": 1.5}}},
@@ -161,10 +162,24 @@ def test_model_card(tmp_path, tokenizer):
     assert "# tiny\n" in card and "run `runs/tiny`, step 40" in card
     assert "- source:\n  - run: runs/base\n  - step: 300\n" in card
     assert "- stages:\n  - decay\n  - long\n" in card
+    assert "- runs:\n  - run: base\n    - step: 3\n  - run: after\n    - step: 4\n" in card
     assert "| bits per byte | before | after |" in card
     assert "| maths | 1.5000 | 1.2500 |" in card and "| prose |  | 2.0000 |" in card
     assert "nothing" not in card
     assert "scaling yarn" in card
+
+
+def test_a_loss_that_was_not_finite_is_said_in_the_card(tmp_path, tokenizer):
+    evals = {"after": {"domains": {"maths": {"bits_per_byte": None}}}}
+    card = export.model_card(config_of(tmp_path, tokenizer), model()[0], {"evals": evals})
+    assert "| maths | not finite |" in card
+
+
+def test_another_tokenizer_of_the_same_size_is_refused(tmp_path, tokenizer):
+    config, params = model()
+    with pytest.raises(ValueError, match=r"another tokenizer \(sha256 aaaaaaaaaaaa\) than"):
+        export.run(config_of(tmp_path, tokenizer), config, params, {}, tokenizer_hash="a" * 64)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_prompt_is_cut_to_the_context(tokenizer):

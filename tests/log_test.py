@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 
+import pytest
+
 from midjax import log
 
 
@@ -50,3 +52,24 @@ def test_progress_with_nothing_done_says_no_time(capsys):
     with log.Progress("train", 1000):
         pass
     assert "? left" in capsys.readouterr().out
+
+
+def test_progress_of_an_unknown_total_is_told_its_share(capsys):
+    with log.Progress("tokenize", None, every_seconds=0.0) as progress:
+        progress.advance(1000, share=0.5)
+        progress.advance(10, share=0.6)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == ["50%", "60%", "60%"]
+    assert all("tokens/s" in line and "? left" not in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("tail", "kept"),
+    [(b'{"step": 2}', [1, 2]), ('{"step": 2, "loss/\u00e9'.encode()[:-1], [1])],
+)
+def test_a_row_torn_by_a_kill_stops_no_restart(tmp_path, tail, kept):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + tail)
+    journal = log.Journal(str(tmp_path), step=2, is_writer=True)
+    journal.metrics({"step": 3})
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert [row["step"] for row in rows] == [*kept, 3]

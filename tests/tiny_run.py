@@ -10,7 +10,7 @@ from midjax import checkpoint
 from midjax.batches import loader, shards
 from midjax.mixture import order
 from midjax.model import rope, sharding, transformer
-from midjax.train import loop, optimizer, schedule, start, step
+from midjax.train import optimizer, recipe, schedule, start, step
 
 VOCAB, T, B = 64, 16, 8
 
@@ -95,7 +95,7 @@ def data(tokens: pathlib.Path, mix: order.Mixture | None = None, **kwargs) -> lo
     return loader.Data(**(given | kwargs))
 
 
-def train(folder: pathlib.Path, name: str = "run", *, steps: int = 8, **kwargs) -> loop.Train:
+def train(folder: pathlib.Path, name: str = "run", *, steps: int = 8, **kwargs) -> recipe.Train:
     """A recipe whose run directory is folder/name and whose tokens are in folder/tokens."""
     given = {
         "run_dir": str(folder / name),
@@ -107,14 +107,15 @@ def train(folder: pathlib.Path, name: str = "run", *, steps: int = 8, **kwargs) 
         "start": begin(),
         "train_tokens": steps * T * B,
         "microbatches": 1,
+        "max_consecutive_skips": 3,
         "mesh": sharding.Mesh(data=1, fsdp=-1, tensor=1),
         "checkpoint": checkpoint.Keep(every_steps=4, last=9, forever_every_steps=None),
         "seed": 0,
     }
-    return loop.Train(**(given | kwargs))
+    return recipe.Train(**(given | kwargs))
 
 
-def anneal(folder: pathlib.Path, name: str = "anneal", **kwargs) -> loop.Train:
+def anneal(folder: pathlib.Path, name: str = "anneal", **kwargs) -> recipe.Train:
     """The anneal of folder/run: moments kept, the rate in force linearly to zero."""
     given = {
         "start": begin("anneal", run=str(folder / "run")),

@@ -84,11 +84,13 @@ class Opened:
         self._packing = {n: data.sources[n].packing for n in self.names}
         self.vocab_size: int = _same(self._sources, "vocab_size")
         self.tokenizer_hash: str = _same(self._sources, "tokenizer_hash")
+        self.plans = {
+            name: pack.plan(source.lengths, data.row_tokens, self._packing[name])
+            for name, source in self._sources.items()
+        }
         self.rows = {
-            name: pack.Rows(
-                source, pack.plan(source.lengths, data.row_tokens, self._packing[name]), k
-            )
-            for k, (name, source) in enumerate(self._sources.items())
+            name: pack.Rows(self._sources[name], plan, k)
+            for k, (name, plan) in enumerate(self.plans.items())
         }
 
     def contents(self) -> dict[str, str]:
@@ -141,6 +143,14 @@ class Loader:
         """Global row `index`, with `row_id`, its number in the source's plan."""
         return self._dataset[index]
 
+    def last_rows(self, next_row: int, count: int = 8) -> list[list[Any]]:
+        """[source, row in the source's plan] of the last `count` rows before `next_row`.
+
+        What a resumed run compares: that the same indices still mean the same rows.
+        """
+        rows = [self.row(index) for index in range(max(0, next_row - count), next_row)]
+        return [[self.names[row["source"][0]], row["row_id"]] for row in rows]
+
     def batches(
         self, *, next_row: int, reader: int = 0, readers: int = 1, prefetch: int = 2
     ) -> Iterator[tuple[batch_lib.Batch, np.ndarray]]:
@@ -149,7 +159,7 @@ class Loader:
         Row ids are (source index, row in the source's plan). Ends with the run's last whole batch.
 
         Args:
-          next_row: first global row; a multiple of nothing.
+          next_row: first global row; any, not only where a batch ended.
           reader, readers: which share of each batch; `readers` divides `batch_rows`.
           prefetch: batches made ahead in a thread; 0 makes them when asked.
         """
@@ -206,7 +216,5 @@ def _same(sources: Mapping[str, shards.TokenSource], key: str) -> Any:
 
 
 def place(batch: batch_lib.Batch, sharding: jax.sharding.NamedSharding) -> batch_lib.Batch:
-    """This process's rows -> global arrays [B, T] on the mesh."""
-    return jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
-    )
+    """Rows in host memory -> arrays [B, T] on the mesh."""
+    return jax.tree.map(lambda x: jax.device_put(x, sharding), batch)

@@ -78,14 +78,17 @@ def load_tokenizer(
 
     Raises:
       FileNotFoundError: no `tokenizer.json` there.
-      ValueError: a special token that the tokenizer does not know.
+      ValueError: it is no tokenizer, or a special token that the tokenizer does not know.
     """
     file = files.path(folder) / "tokenizer.json"
     if not file.exists():
         raise FileNotFoundError(
             f"No tokenizer.json in {folder!r}. Give the folder of a Hugging Face fast tokenizer."
         )
-    tokenizer = tokenizers.Tokenizer.from_str(file.read_text())
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(file.read_text())
+    except Exception as error:  # the library raises no narrower kind
+        raise ValueError(f"{file} is not a fast tokenizer: {error}. Fetch it again.") from error
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -115,15 +118,26 @@ def _write(
     facts: dict[str, Any],
 ) -> dict[str, Any]:
     tally = text.Tally()
-    manifest = shards.write(
-        folder,
-        _encoded(source.documents(name, tally), tokenizer, facts["bos_id"], facts["eos_id"]),
-        facts=facts | {"dropped": tally.dropped},
-        shard_tokens=config.shard_tokens,
-    )
-    if not manifest["documents"]:
-        raise ValueError(
-            f"Source {name!r} ({source.path}) gave no document; dropped: {dict(tally.dropped)}."
+    total_bytes = sum(files.path(file).stat().length for file in facts["inputs"])
+    with log.Progress(f"tokenize {name}", None) as progress:
+
+        def documents() -> Iterator[tuple[str, int, np.ndarray]]:
+            found = source.documents(name, tally)
+            for batch in _encoded(found, tokenizer, facts["bos_id"], facts["eos_id"]):
+                yield from batch
+                tokens = sum(len(ids) for _, _, ids in batch)
+                progress.advance(tokens, share=tally.read_bytes / max(total_bytes, 1))
+            if not tally.documents:  # before a manifest is written
+                raise ValueError(
+                    f"Source {name!r} ({source.path}) gave no document; dropped: "
+                    f"{dict(tally.dropped)}. Name other files, or drop the source."
+                )
+
+        manifest = shards.write(
+            folder,
+            documents(),
+            facts=facts | {"dropped": tally.dropped},
+            shard_tokens=config.shard_tokens,
         )
     drops = "".join(f", {count} dropped: {why}" for why, count in tally.dropped.items())
     log.say(
@@ -136,11 +150,13 @@ def _write(
 
 def _encoded(
     documents: Iterator[Any], tokenizer: tokenizers.Tokenizer, bos: int | None, eos: int | None
-) -> Iterator[tuple[str, int, np.ndarray]]:
+) -> Iterator[list[tuple[str, int, np.ndarray]]]:
+    """(id, UTF-8 bytes, token ids) of the documents, in batches."""
     head = [] if bos is None else [bos]
     tail = [] if eos is None else [eos]
     while batch := list(itertools.islice(documents, _BATCH_DOCUMENTS)):
         encoded = tokenizer.encode_batch_fast([d.text for d in batch], add_special_tokens=False)
-        for document, encoding in zip(batch, encoded, strict=True):
-            tokens = np.array([*head, *encoding.ids, *tail], np.int64)
-            yield document.id, len(document.text.encode()), tokens
+        yield [
+            (d.id, len(d.text.encode()), np.array([*head, *e.ids, *tail], np.int64))
+            for d, e in zip(batch, encoded, strict=True)
+        ]

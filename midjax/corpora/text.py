@@ -5,18 +5,34 @@ import collections
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from midjax import files, types
 
 
 class Tally:
-    """What a source gave and what it dropped, by reason."""
+    """What a source gave and what it dropped, by reason.
+
+    Attributes:
+      documents: given.
+      dropped: reason -> records.
+      examples: reason -> the first place.
+      read_bytes: of its files, as they are stored.
+    """
 
     def __init__(self) -> None:
-        self.documents = 0
+        self.documents = self.read_bytes = 0
         self.dropped: collections.Counter[str] = collections.Counter()
         self.examples: dict[str, str] = {}
+
+    def reading(self) -> Callable[[int], None]:
+        """To be told the position in the next file."""
+        before = self.read_bytes
+
+        def read(position: int) -> None:
+            self.read_bytes = before + position
+
+        return read
 
     def drop(self, reason: str, where: str) -> None:
         """Counts one dropped record and remembers the first place of each reason."""
@@ -55,7 +71,7 @@ class JsonLines:
           ValueError: more than `max_bad_lines` bad lines, or a damaged file.
         """
         for name in files.match(self.path):
-            for number, line in enumerate(files.lines(name), 1):
+            for number, line in enumerate(files.lines(name, tally.reading()), 1):
                 where = f"{name}:{number}"
                 record, reason = self._parse(line)
                 if record is None:
@@ -133,7 +149,7 @@ class PlainText:
           ValueError: a file is not UTF-8 or is damaged.
         """
         for name in files.match(self.path):
-            for number, text in enumerate(self._texts(name), 1):
+            for number, text in enumerate(self._texts(name, tally), 1):
                 key = f"{os.path.basename(name)}:{number}"
                 if not text.strip():
                     tally.drop("empty text", f"{name}, document {number}")
@@ -141,9 +157,9 @@ class PlainText:
                 tally.documents += 1
                 yield types.Document(text=text, id=key, source=source)
 
-    def _texts(self, name: str) -> Iterator[str]:
+    def _texts(self, name: str, tally: Tally) -> Iterator[str]:
         held: list[str] = []
-        for number, line in enumerate(files.lines(name), 1):
+        for number, line in enumerate(files.lines(name, tally.reading()), 1):
             try:
                 text = line.decode()
             except UnicodeDecodeError as error:

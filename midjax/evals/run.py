@@ -23,7 +23,7 @@ from midjax.batches import pack, shards, tokenize
 from midjax.evals import generate, loss
 from midjax.evals.generate import Samples
 from midjax.evals.loss import LongDocuments
-from midjax.model import transformer
+from midjax.model import sharding, transformer
 from midjax.units import ceil_div
 
 
@@ -43,6 +43,7 @@ class Eval:
       long: long documents for loss by position, which may exceed the model's context; None skips.
       samples: prompts to continue; None skips.
       tokenizer: folder with `tokenizer.json`, the one the tokens were made with.
+      mesh: devices; need not be those of the training.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Eval:
     long: LongDocuments | None
     samples: Samples | None
     tokenizer: str
+    mesh: sharding.Mesh
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name or self.name.startswith("."):

@@ -76,6 +76,8 @@ class Mixture:
                 "Mixture.stages must start at 0 tokens and rise, got start_tokens "
                 f"{starts}. Put the stages in order and the first at 0."
             )
+        if not 0 <= self.seed < 1 << 32:
+            raise ValueError(f"Mixture.seed must lie in [0, 2^32), got {self.seed}.")
         if self.block_rows < 1:
             raise ValueError(f"Mixture.block_rows must be 1 or more, got {self.block_rows}.")
         if missing := sorted(set(self.names) - set(self.max_epochs)):
@@ -127,7 +129,8 @@ class Order:
         its data position); 0 where absent.
 
     Raises:
-      ValueError: a source is missing or empty, a weight is too small to be drawn, a cap is broken.
+      ValueError: a source is missing or empty, a weight is too small to be drawn, a cap is broken,
+        a stage begins after the run ends.
     """
 
     def __init__(
@@ -151,6 +154,13 @@ class Order:
         self._starts = [
             units.rows_of_tokens(stage.start_tokens, row_tokens) for stage in mixture.stages
         ]
+        for stage, start in zip(mixture.stages[1:], self._starts[1:], strict=True):
+            if start >= total_rows:
+                raise ValueError(
+                    f"Stage {stage.name!r} begins at {stage.start_tokens} tokens and the run ends "
+                    f"at {total_rows * row_tokens}: it would never be reached. Begin it earlier, "
+                    "train on more tokens, or drop it."
+                )
         self._period = PERIOD_BLOCKS * mixture.block_rows
         self._patterns = [self._pattern(stage) for stage in mixture.stages]
         # Rows of each source before each place of the pattern, [period + 1, sources].

@@ -5,6 +5,7 @@
 """
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -201,8 +202,6 @@ def _weight_files(folder: str) -> list[str]:
       FileNotFoundError: there are none.
       ValueError: the weights are pickles, or a listed file is missing.
     """
-    if "://" in folder:
-        raise ValueError(f"{folder}: weights are read from a local folder. Copy it here first.")
     if os.path.exists(os.path.join(folder, _INDEX)):
         index = files.read_json(os.path.join(folder, _INDEX))
         found = sorted({os.path.join(folder, name) for name in index["weight_map"].values()})
@@ -273,6 +272,25 @@ def _check_names(config: transformer.TransformerConfig, holders: Mapping[str, An
             raise ValueError(f"{name} has shape {found}; config.json asks for {want}.")
 
 
+def read_config(folder: str) -> transformer.TransformerConfig:
+    """The config of a folder whose weights can be loaded; no tensor is read.
+
+    Raises:
+      FileNotFoundError: no such folder, or no config.json or weights in it.
+      ValueError: something in it is not supported.
+    """
+    if "://" in folder:
+        raise ValueError(f"{folder}: weights are read from a local folder. Copy it here first.")
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"{folder} is not a folder. Name a local Hugging Face folder.")
+    if not os.path.exists(os.path.join(folder, "config.json")):
+        raise FileNotFoundError(f"{folder} holds no config.json: not a Hugging Face folder.")
+    theirs = files.read_json(os.path.join(folder, "config.json"))
+    _family(theirs)  # before anything else: the name says most
+    _weight_files(folder)
+    return config_from_hf(theirs)
+
+
 def load(
     folder: str,
     *,
@@ -295,15 +313,14 @@ def load(
       FileNotFoundError: no such folder, or no config.json or weights in it.
       ValueError: something in it is not supported or does not fit.
     """
-    theirs = files.read_json(os.path.join(folder, "config.json"))
-    _family(theirs)  # before anything else: the name says most
+    found = read_config(folder)
     with _opened(_weight_files(folder)) as holders:
-        config = config_from_hf(
-            theirs,
+        config = dataclasses.replace(
+            found,
             param_dtype=_param_dtype(holders),
             compute_dtype=compute_dtype,
             remat=remat,
-            loss_chunk_tokens=loss_chunk_tokens,
+            loss_chunk_tokens=loss_chunk_tokens or found.loss_chunk_tokens,
         )
         _check_names(config, holders)
         dtype = _NUMPY[config.param_dtype]

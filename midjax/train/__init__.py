@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The run. Read `loop.py` first.
 
-start.py (what the state starts from) -> TrainState --step.py--> TrainState, metrics
-schedule.py (step -> learning rate) -> optimizer.py (the Optax chain) ----^
+recipe.py --prepare.py--> Prepared --restore.py--> TrainState --step.py--> TrainState, metrics
+             |    start.py: what each part starts from
+             |    continuity.py: what must agree with it
+             +--- schedule.py (step -> learning rate) -> optimizer.py (the Optax chain)
 """

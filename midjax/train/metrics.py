@@ -12,8 +12,35 @@ from midjax.mixture import order as order_lib
 from midjax.train import step as step_lib
 
 
+class DivergedError(ValueError):
+    """Too many updates in a row were skipped."""
+
+
 class Recorder:
-    """Turns device metrics into rows, one step late: the device never waits for the host."""
+    """Turns device metrics into rows, one step late: the device never waits for the host.
+
+    A row of `metrics.jsonl`; NAME stands for each source:
+
+        step                     updates done, this one included
+        tokens                   places in batches so far: step * T * B, padding included
+        loss, z_loss             nats, and squared nats, per loss-bearing token of the batch
+        grad_norm                before clipping
+        update_norm, param_norm  of the change (not applied if skipped), of the parameters after it
+        lr                       that this update used
+        skipped                  1 if loss or gradient was not finite: nothing but `step` changed
+        loss/NAME                nats per token; null where the batch has none of the source
+        tokens/NAME              loss-bearing tokens of the batch
+        asked/NAME               share of tokens that the mixture asks for
+        rows/NAME                rows drawn since global row 0, which a kept step does not reset
+        epochs/NAME              epochs drawn, those before the run included
+        perf/step_seconds, perf/tokens_per_second
+
+    Args:
+      data, order, journal: of the run.
+      first_step, first_row: where it goes on.
+      max_consecutive_skips: see `recipe.Train`.
+      restarted: this run goes on from its own checkpoint.
+    """
 
     def __init__(
         self,
@@ -23,13 +50,17 @@ class Recorder:
         *,
         first_step: int,
         first_row: int,
+        max_consecutive_skips: int,
+        restarted: bool,
     ) -> None:
         self._data, self._order, self._journal = data, order, journal
         self._first_step, self._first_row = first_step, first_row
         self._pending: tuple[int, step_lib.Metrics] | None = None
         self._time = time.monotonic()
-        self._stage = -1
-        self._skipped = 0
+        # A stage that began before the checkpoint is not said again.
+        self._stage = order.stage_at(first_row - 1) if restarted and first_row else -1
+        self._skipped = self._skipped_in_a_row = 0
+        self._max_skips = max_consecutive_skips
         self.last: dict[str, Any] = {}
         self.note = ""
 
@@ -39,7 +70,11 @@ class Recorder:
         self._pending = (step, metrics)
 
     def flush(self) -> None:
-        """Writes what is pending; waits for the device."""
+        """Writes what is pending; waits for the device.
+
+        Raises:
+          DivergedError: one skipped update too many.
+        """
         if self._pending is None:
             return
         step, metrics = self._pending
@@ -49,9 +84,17 @@ class Recorder:
         self.last = self._row(step, values, now - self._time)
         self._time = now
         self._journal.metrics(self.last)
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if values["skipped"] else 0
         if values["skipped"]:
             self._skipped += 1
             self._journal.event("skipped", step=step, why="loss or gradient not finite")
+        if self._skipped_in_a_row > self._max_skips:
+            raise DivergedError(
+                f"Step {step}: loss or gradient was not finite {self._skipped_in_a_row} times in a "
+                f"row, Train.max_consecutive_skips is {self._max_skips}. No update since step "
+                f"{step - self._skipped_in_a_row} was applied. Look at the learning rate and at "
+                "the data of these steps; the checkpoints are kept."
+            )
         skipped = f"  skipped {self._skipped}" if self._skipped else ""
         self.note = f"loss {self.last['loss']:.3f}{skipped}"
 

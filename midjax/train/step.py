@@ -74,9 +74,9 @@ def loss_and_sums(
     """
     hidden = transformer.hidden(model, params, batch.tokens, batch.segments, batch.positions)
     nll, log_z = model_loss.token_losses(model, params, hidden, batch.targets)
-    weighted = nll * batch.weights
-    # Where there is no weight there may be no finite loss either.
-    weighted = jnp.where(batch.weights > 0, weighted, 0.0)
+    # Selected, not multiplied: the loss of a place without weight may be infinite, and 0 * inf is
+    # not a number.
+    weighted = jnp.where(batch.weights > 0, batch.weights * nll, 0.0)
     z = jnp.where(batch.weights > 0, batch.weights * jnp.square(log_z), 0.0)
     here = batch.source[..., None] == jnp.arange(sources)
     sums = {
@@ -86,6 +86,29 @@ def loss_and_sums(
         "weight_by_source": jnp.where(here, batch.weights[..., None], 0.0).sum((0, 1)),
     }
     return (sums["nll"] + loss.z_loss_weight * sums["z"]) / total_weight, sums
+
+
+def _summed(
+    of_rows: Callable[[Any, batch_lib.Batch], Any],
+    params: Any,
+    batch: batch_lib.Batch,
+    microbatches: int,
+) -> Any:
+    """`of_rows(params, rows)` summed over the microbatches of a batch."""
+    if microbatches == 1:
+        return of_rows(params, batch)
+
+    def split(x: jax.Array) -> jax.Array:
+        return x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1)
+
+    def accumulate(carry: Any, rows: batch_lib.Batch) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, carry, of_rows(params, rows)), None
+
+    parts = jax.tree.map(split, batch)
+    shapes = jax.eval_shape(of_rows, params, jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    summed, _ = jax.lax.scan(accumulate, zeros, parts)
+    return summed
 
 
 def make_train_step(
@@ -109,20 +132,7 @@ def make_train_step(
         of_rows = jax.grad(
             lambda p, rows: loss_and_sums(model, loss, sources, p, rows, total), has_aux=True
         )
-        if microbatches == 1:
-            return of_rows(params, batch)
-
-        def split(x: jax.Array) -> jax.Array:
-            return x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1)
-
-        def accumulate(carry: Any, rows: batch_lib.Batch) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, carry, of_rows(params, rows)), None
-
-        parts = jax.tree.map(split, batch)
-        shapes = jax.eval_shape(of_rows, params, jax.tree.map(lambda x: x[0], parts))
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        summed, _ = jax.lax.scan(accumulate, zeros, parts)
-        return summed
+        return _summed(of_rows, params, batch, microbatches)
 
     def train_step(state: TrainState, batch: batch_lib.Batch) -> tuple[TrainState, Metrics]:
         grads, sums = gradients(state.params, batch)

@@ -141,6 +141,13 @@ def test_adding_a_source_keeps_the_permutations_of_the_others(data, tmp_path):
     assert sequences[0] == sequences[1]
 
 
+def test_last_rows_are_those_before(data):
+    made = loader(data)
+    ids = [[made.names[k], row] for k, row in np.concatenate(row_ids(made)).tolist()]
+    assert made.last_rows(20) == ids[12:20] and made.last_rows(3) == ids[:3]
+    assert made.last_rows(0) == []
+
+
 def test_base_rows_go_on_where_each_source_was(data):
     whole = loader(data)
     cut = 100

@@ -80,6 +80,8 @@ def test_errors_name_what_is_wrong(config, tmp_path):
     files.path(config.sources["s"].path).write_text("{\n")
     with pytest.raises(ValueError, match="gave no document; dropped: {'not JSON': 1}"):
         tokenize.run(config)
+    with pytest.raises(FileNotFoundError, match="not a finished token folder"):
+        shards.TokenSource(f"{config.output}/s")
 
 
 def test_any_fast_tokenizer_will_do(tmp_path, config):

@@ -18,7 +18,7 @@ from midjax import files
 from midjax.batches import tokenize
 from midjax.corpora import text
 from midjax.evals import run as evals
-from midjax.model import rope, transformer
+from midjax.model import rope, sharding, transformer
 
 TEXTS = {
     "code": ["def f(x):\n    return x\n", "import os\n", "x = 1\n" * 20],
@@ -91,6 +91,7 @@ def config(tmp_path):
         long=evals.LongDocuments(source="code", row_tokens=96, bucket_tokens=32, batch_rows=2),
         samples=evals.Samples(prompts=("def f", "Once"), max_new_tokens=6, temperature=0.0, seed=0),
         tokenizer=tokenizer,
+        mesh=sharding.Mesh(data=1, fsdp=1, tensor=1),
     )
 
 
@@ -193,8 +194,9 @@ ON_A_MESH = """
     fields, model_fields = json.loads(sys.argv[1]), json.loads(sys.argv[2])
     long, samples = fields.pop("long"), fields.pop("samples")
     samples["prompts"] = tuple(samples["prompts"])
+    mesh_config = sharding.Mesh(data=1, fsdp=2, tensor=1)
     config = evals.Eval(
-        **fields | {"domains": tuple(fields["domains"])},
+        **fields | {"domains": tuple(fields["domains"]), "mesh": mesh_config},
         long=evals.LongDocuments(**long),
         samples=evals.Samples(**samples),
     )
@@ -203,7 +205,7 @@ ON_A_MESH = """
         **model_fields | {"rope": rope.Rope(theta=10000.0, scaling=scaling)}
     )
     params = transformer.init(model, jax.random.key(0))
-    mesh = sharding.make(sharding.Mesh(data=1, fsdp=2, tensor=1))
+    mesh = sharding.make(config.mesh)
     placed = jax.device_put(params, sharding.tree(mesh, transformer.logical_axes(model)))
     out = [evals.run(config, model, params, 1), evals.run(config, model, placed, 1, mesh)]
     try:

@@ -133,6 +133,18 @@ def test_caps_must_name_the_sources():
             order_lib.Mixture(stages=(stage,), max_epochs=caps, seed=0, block_rows=4)
 
 
+@pytest.mark.parametrize("seed", [-1, 1 << 32])
+def test_a_seed_that_no_generator_takes_is_refused(seed):
+    with pytest.raises(ValueError, match="seed must lie in"):
+        mixture(("s", 0, {"a": 1.0}), seed=seed)
+
+
+def test_a_stage_that_is_never_reached_is_refused():
+    late = mixture(("s", 0, {"a": 1.0}), ("t", 10**9, {"a": 1.0}))
+    with pytest.raises(ValueError, match="'t' begins at 1000000000 tokens and the run ends"):
+        make(late)
+
+
 def test_largest_remainder_is_hamiltons():
     """Hamilton apportionment of the first US House bill of 1792: 120 seats, known result."""
     population = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The run as a whole: what it counts, what it leaves, and starts from a Hugging Face folder."""
+"""The run as a whole: what it counts, what it leaves, and where it stops."""
 
 import json
 
@@ -9,8 +9,8 @@ import pytest
 import tiny_run as tiny
 
 from midjax import checkpoint
-from midjax.model import hf
-from midjax.train import loop, start
+from midjax.batches import shards
+from midjax.train import loop, metrics, prepare, step
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +31,16 @@ def test_a_run_learns_what_its_data_repeats(folder):
 
 
 def test_every_token_is_accounted_for(folder):
-    rows, prepared = read(folder, "metrics"), loop.prepare(tiny.train(folder, "other"))
+    rows, prepared = read(folder, "metrics"), prepare.prepare(tiny.train(folder, "other"))
     plan = {row.source: row.rows for row in prepared.loader.order.plan()}
     assert {name: rows[-1][f"rows/{name}"] for name in plan} == plan
     data = checkpoint.read_facts(str(folder / "run"), 8)["data"]
     assert data["drawn_rows"] == plan and data["next_row"] == sum(plan.values()) == 8 * tiny.B
     start_event = next(e for e in read(folder, "events") if e["event"] == "start")
     assert {p["source"]: p["rows"] for p in start_event["plan"]} == plan
+    for name, packing in start_event["packing"].items():
+        pairs = int((prepared.opened.plans[name].length).sum())
+        assert packing["rows"] * tiny.T == pairs + packing["padding"] and not packing["dropped"]
     for row in rows:
         assert sum(row[f"tokens/{name}"] for name in plan) <= tiny.T * tiny.B
         assert row["tokens"] == row["step"] * tiny.T * tiny.B
@@ -64,26 +67,38 @@ def test_a_source_too_small_for_its_cap_is_refused_before_the_run(folder):
     assert not (folder / "capped").exists()
 
 
-def weights(folder, name, **kwargs):
-    start_from = tiny.begin("weights", huggingface=str(folder / "hf"))
-    return tiny.train(folder, name, start=start_from, **kwargs)
+def test_a_run_that_only_skips_ends_with_an_error(folder):
+    """With an infinite z-loss no gradient is finite: nothing would be trained."""
+    config = tiny.train(folder, "nan", loss=step.Loss(z_loss_weight=float("inf")))
+    with pytest.raises(metrics.DivergedError, match=r"Step 4: .* 4 times in a row.* since step 0"):
+        loop.run(config)
+    rows = [json.loads(line) for line in (folder / "nan" / "metrics.jsonl").open()]
+    assert [row["skipped"] for row in rows] == [1, 1, 1, 1]
 
 
-def test_a_run_from_a_hugging_face_folder(folder):
-    _, state = loop.begin(tiny.train(folder), loop.sharding.make(tiny.train(folder).mesh))
-    hf.save(str(folder / "hf"), tiny.model(), jax.device_get(state.params), "float32")
-    config = weights(folder, "from-hf")
-    prepared, begun = loop.begin(config, loop.sharding.make(config.mesh))
-    assert prepared.origin.huggingface and int(begun.step) == 0
-    for a, b in zip(*map(jax.tree.leaves, (begun.params, state.params)), strict=True):
-        assert (a == b).all()
-    assert all((m == 0).all() for m in jax.tree.leaves(begun.opt_state["adam"].mu))
-    with pytest.raises(start.StartError, match="does not fit .*ffn_dim: folder 32, recipe 48"):
-        loop.run(weights(folder, "x", model=tiny.model(ffn_dim=48)))
+def test_several_processes_are_refused(folder, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="in 2 processes and trains in one"):
+        loop.run(tiny.train(folder, "x"))
 
 
-def test_bad_numbers(folder):
-    with pytest.raises(ValueError, match="train_tokens must be positive"):
-        tiny.train(folder, steps=0)
-    with pytest.raises(ValueError, match="3 warm-up and 7 decay steps are more than the run's 8"):
-        loop.prepare(tiny.train(folder, "x", schedule=tiny.wsd(decay_steps=7)))
+def test_a_restart_does_not_repeat_what_was_said(folder):
+    stages = (0, {"prose": 0.5, "code": 0.5}), (2 * tiny.T * tiny.B, {"prose": 0.1, "code": 0.9})
+    data = tiny.data(folder / "tokens", tiny.mixture(*stages))
+    config = tiny.train(folder, "stages", data=data)
+    loop.run(config)
+    checkpoint.set_aside(config.run_dir, 8)
+    loop.run(config)
+    events = [json.loads(line) for line in (folder / "stages" / "events.jsonl").open()]
+    assert [(e["name"], e["step"]) for e in events if e["event"] == "stage"] == [
+        ("s0", 1), ("s1", 3)
+    ]  # fmt: skip
+
+
+def test_documents_that_are_in_no_row_are_said(tmp_path, capsys):
+    tiny.write_tokens(tmp_path / "tokens")
+    facts = {"vocab_size": tiny.VOCAB, "tokenizer_hash": "tiny", "bos_id": None, "eos_id": None}
+    made = [("long", 90, np.arange(60)), ("one token", 1, np.array([5])), ("none", 0, np.array([]))]
+    shards.write(str(tmp_path / "tokens" / "code"), made, facts=facts, shard_tokens=500)
+    loop.run(tiny.train(tmp_path, steps=1, schedule=tiny.wsd(warmup_steps=0)))
+    assert "code: 2 documents are in no row: fewer than 2 tokens" in capsys.readouterr().out

@@ -21,7 +21,15 @@ def written(tmp_path):
     data = tiny.data(tmp_path / "tokens", tiny.mixture(*STAGES))
     made = loader.Loader(data, loader.Opened(data), total_rows=5 * tiny.B)
     journal = log.Journal(str(tmp_path / "run"), step=0, is_writer=True)
-    recorder = metrics.Recorder(data, made.order, journal, first_step=0, first_row=0)
+    recorder = metrics.Recorder(
+        data,
+        made.order,
+        journal,
+        first_step=0,
+        first_row=0,
+        max_consecutive_skips=1,
+        restarted=False,
+    )
     batches = [batch for batch, _ in made.batches(next_row=0, prefetch=0)]
     for step, batch in enumerate(batches, 1):
         weight = np.array([(batch.weights * (batch.source == k)).sum() for k in range(2)])

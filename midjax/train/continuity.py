@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What must agree between the place that a run starts from and its recipe.
+
+All of it is known from JSON, before a device is touched. Every function raises
+`start.StartError`, with both sides and what to do.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from midjax import checkpoint, files, log
+from midjax.batches import loader as loader_lib
+from midjax.model import hf, transformer
+from midjax.train import start as start_lib
+
+LR_TOLERANCE = 1e-5
+# Fields of a model that do not decide what its parameters compute. `rope` and `context_tokens` may
+# change together, which is what an extension is.
+_FREE = (
+    "rope",
+    "context_tokens",
+    "param_dtype",
+    "compute_dtype",
+    "remat",
+    "loss_chunk_tokens",
+    "initializer_std",
+)
+
+
+def model(where: str, theirs: Mapping[str, Any], wanted: transformer.TransformerConfig) -> None:
+    """The model at the start computes what the recipe's would, but for an extended context.
+
+    Args:
+      where: the start, for the message.
+      theirs: its model, as `dataclasses.asdict` or JSON gives it.
+      wanted: the recipe's.
+    """
+    theirs, ours = _plain(theirs), _plain(dataclasses.asdict(wanted))
+    wrong = [
+        f"{name}: there {theirs.get(name, 'absent')}, recipe {value}"
+        for name, value in ours.items()
+        if name not in _FREE and theirs.get(name) != value
+    ]
+    if wrong:
+        raise start_lib.StartError(
+            f"The recipe's model does not fit {where}: {checkpoint.listed(wrong)}. Use the model "
+            "of the checkpoint."
+        )
+    if theirs["rope"] != ours["rope"] and ours["context_tokens"] <= theirs["context_tokens"]:
+        raise start_lib.StartError(
+            f"The recipe's rotary embedding differs from that of {where}, and its context "
+            f"({ours['context_tokens']} tokens) is not longer: there {theirs['rope']}, recipe "
+            f"{ours['rope']}. Use theirs, which the parameters know, or extend the context."
+        )
+
+
+def _plain(tree: Any) -> Any:
+    """As JSON gives it back: tuples are lists."""
+    return json.loads(json.dumps(tree))
+
+
+def arrays(origin: start_lib.Origin, targets: Mapping[str, Any]) -> None:
+    """The checkpoint's arrays have the names, dtypes and shapes of `targets`, item by item."""
+    if not origin.manifest:
+        return
+    if wrong := checkpoint.mismatches(origin.manifest["arrays"], targets):
+        raise start_lib.StartError(
+            f"The recipe does not fit {origin.run}, step {origin.step}: "
+            f"{checkpoint.listed(wrong)}. Use that run's model and optimizer (its config.json), "
+            "vocabulary included."
+        )
+
+
+def tokenizer(where: str, theirs: str, ours: str) -> None:
+    """Ids mean the same words: both hashes are of `tokenizer.json`."""
+    if theirs != ours:
+        raise start_lib.StartError(
+            f"{where} was trained on another tokenizer ({theirs[:12]}...) than this data "
+            f"({ours[:12]}...): its ids would mean other words. Tokenize the data with the "
+            "checkpoint's tokenizer."
+        )
+
+
+def huggingface(folder: str, wanted: transformer.TransformerConfig, tokenizer_hash: str) -> None:
+    """A folder to import: its config.json and tokenizer.json against the recipe's."""
+    model(folder, dataclasses.asdict(hf.read_config(folder)), wanted)
+    file = files.path(folder) / "tokenizer.json"
+    if file.exists():
+        tokenizer(folder, files.sha256_of(file), tokenizer_hash)
+    else:
+        log.say(f"{folder} has no tokenizer.json: whether it is the data's cannot be checked")
+
+
+def learning_rate(origin: start_lib.Origin, start: start_lib.Start, first_lr: float) -> None:
+    """The rate does not jump where the moments go on, unless the recipe asks for it."""
+    before = origin.lr_in_force
+    if before is None or "moments" not in origin.parts or origin.kind == "own":
+        return
+    if abs(first_lr - before) <= LR_TOLERANCE * max(before, first_lr):
+        return
+    jump = (
+        f"the learning rate in force at {origin.run}, step {origin.step}, is {before:.6g} and the "
+        f"first of this schedule is {first_lr:.6g}"
+    )
+    if not start.allow_lr_jump:
+        raise start_lib.StartError(
+            f"Learning rate jump: {jump}. Set Schedule.peak_lr = 'checkpoint' to go on from it, or "
+            "ask for the jump with Start.allow_lr_jump = True."
+        )
+    log.say(f"learning rate jump, as asked for: {jump}")
+
+
+def steps(origin: start_lib.Origin, data: loader_lib.Data, total_steps: int) -> int:
+    """Updates done before the run: 0, or a kept step, which must count the same batches."""
+    if "step" not in origin.parts or origin.step is None:
+        return 0
+    theirs = origin.data
+    if (theirs["row_tokens"], theirs["batch_rows"]) != (data.row_tokens, data.batch_rows):
+        raise start_lib.StartError(
+            f"The step of {origin.run} counts batches of {theirs['batch_rows']} rows of "
+            f"{theirs['row_tokens']} tokens, and this recipe's have {data.batch_rows} rows of "
+            f"{data.row_tokens}. Use the same, or put 'step' and 'schedule' in Start.reset."
+        )
+    if origin.kind != "own" and origin.step >= total_steps:
+        raise start_lib.StartError(
+            f"{origin.run} is at step {origin.step}, which is kept, and this run ends at step "
+            f"{total_steps}: nothing is left to train. Raise Train.train_tokens, which counts from "
+            "the beginning of that run, or put 'step' and 'schedule' in Start.reset."
+        )
+    return origin.step
+
+
+def data_position(
+    origin: start_lib.Origin, data: loader_lib.Data, contents: Mapping[str, str]
+) -> tuple[int, dict[str, int]]:
+    """(first global row, rows of each source drawn before the run) for the parts kept.
+
+    Args:
+      origin: where the run starts.
+      data: the recipe's, with the seed in force.
+      contents: `Opened.contents`.
+    """
+    if "data" not in origin.parts or not origin.data:
+        return 0, {}
+    theirs = origin.data
+    if "step" in origin.parts:
+        return int(theirs["next_row"]), dict(theirs["base_rows"])
+    wrong = [
+        f"the tokens or packing of {name!r} changed"
+        for name, content in contents.items()
+        if theirs["contents"].get(name, content) != content
+    ]
+    if theirs["row_tokens"] != data.row_tokens:
+        wrong.append(f"row_tokens was {theirs['row_tokens']} and is {data.row_tokens}")
+    if theirs["seed"] != data.mixture.seed:
+        wrong.append(
+            f"the seed was {theirs['seed']} and is {data.mixture.seed} (put 'rng' in Start.keep)"
+        )
+    if wrong:
+        raise start_lib.StartError(
+            f"The data position of {origin.run} cannot be kept, as its row numbers mean other "
+            f"text: {'; '.join(wrong)}. Put 'data' in Start.reset, or undo the change."
+        )
+    return 0, dict(theirs["drawn_rows"])
+
+
+def same_data(
+    origin: start_lib.Origin,
+    loader: loader_lib.Loader,
+    contents: Mapping[str, str],
+    recipe_seed: int,
+) -> None:
+    """A run whose data position and step go on reads the rows that it would have read.
+
+    Args:
+      origin: where the run starts.
+      loader: of this run.
+      contents: `Opened.contents`.
+      recipe_seed: what the recipe says; the seed in force may be a kept one.
+    """
+    if not {"data", "step"} <= origin.parts or not origin.data:
+        return
+    theirs = origin.data
+    wrong = []
+    if theirs["fingerprint"] != loader.order.fingerprint():
+        wrong.append("the mixture, its seed or the number of rows")
+    if any(theirs["contents"].get(name) != content for name, content in contents.items()):
+        wrong.append("token folders or packing")
+    if origin.kind == "own" and theirs["recipe_seed"] != recipe_seed:
+        wrong.append(f"Mixture.seed ({theirs['recipe_seed']} -> {recipe_seed})")
+    if wrong:
+        raise start_lib.StartError(
+            f"The data differs from what {origin.run} read up to step {origin.step}: "
+            f"{', '.join(wrong)}. Its position means other rows. Restore what changed, or start a "
+            "new run with Start.kind = 'anneal' (add 'data' and 'rng' to Start.keep to go on in "
+            "each source where it was)."
+        )
+    if theirs["last_rows"] != loader.last_rows(theirs["next_row"]):
+        raise start_lib.StartError(
+            f"The same recipe and data give other rows than {origin.run} read before step "
+            f"{origin.step}: a library shuffles differently. It was written with Grain "
+            f"{theirs['grain']}; install that version to resume it."
+        )

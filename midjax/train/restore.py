@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The first state of a run, on its mesh, with proof that what was to be kept arrived.
+
+prepare.Prepared + mesh --first_state--> TrainState
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from midjax import checkpoint
+from midjax.model import hf, sharding, transformer
+from midjax.train import optimizer as optimizer_lib
+from midjax.train import prepare as prepare_lib
+from midjax.train import start as start_lib
+from midjax.train import step as step_lib
+
+# Two sums of the same squares, in another order on another mesh.
+NORM_TOLERANCE = 1e-4
+
+
+def first_state(prepared: prepare_lib.Prepared, mesh: jax.sharding.Mesh) -> step_lib.TrainState:
+    """Parameters by the sharding table, moments as their parameters; each kept or fresh.
+
+    Raises:
+      checkpoint.DamagedError: the checkpoint is not what was saved.
+      checkpoint.CheckpointError: it cannot be read.
+      StartError: the restored norms are not those that were saved.
+    """
+    config, origin = prepared.config, prepared.origin
+    abstract = abstract_state(prepared, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    init_opt = jax.jit(prepared.optimizer.init, out_shardings=shardings.opt_state)
+
+    def count(number: int) -> jax.Array:  # a buffer of its own each time, as they are donated
+        return jax.device_put(jnp.int32(number), shardings.step)
+
+    with jax.set_mesh(mesh):
+        if origin.run is not None:
+            return _restored(origin, abstract, init_opt, count)
+        if origin.huggingface is not None:
+            params = _imported(origin.huggingface, abstract.params)
+        else:
+            init = functools.partial(transformer.init, config.model)
+            made = jax.jit(init, out_shardings=shardings.params)
+            params = made(jax.random.key(config.seed))
+        return step_lib.TrainState(step=count(0), params=params, opt_state=init_opt(params))
+
+
+def abstract_state(prepared: prepare_lib.Prepared, mesh: jax.sharding.Mesh) -> step_lib.TrainState:
+    """Shapes, dtypes and shardings of the state."""
+    model = prepared.config.model
+    replicated = jax.sharding.NamedSharding(mesh, sharding.spec(()))
+    shapes = transformer.abstract(model)
+    param_shardings = sharding.tree(mesh, transformer.logical_axes(model), shapes)
+    opt_shapes = jax.eval_shape(prepared.optimizer.init, shapes)
+    opt_shardings = _like_params(opt_shapes, param_shardings, replicated)
+
+    def with_shardings(tree: Any, shardings: Any) -> Any:
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
+        )
+
+    step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
+    return step_lib.TrainState(
+        step=step,
+        params=with_shardings(shapes, param_shardings),
+        opt_state=with_shardings(opt_shapes, opt_shardings),
+    )
+
+
+def _like_params(shape: Any, param_shardings: Any, replicated: Any) -> Any:
+    """Shardings for an optimizer state: every tree shaped like params gets theirs."""
+    structure: Any = jax.tree.structure(param_shardings)
+
+    def is_params(node: Any) -> bool:
+        return bool(structure == jax.tree.structure(node))
+
+    return jax.tree.map(
+        lambda node: param_shardings if is_params(node) else replicated, shape, is_leaf=is_params
+    )
+
+
+def _imported(folder: str, abstract: Any) -> Any:
+    """Parameters of a Hugging Face folder, whose config has been checked, on the mesh."""
+    _, params = hf.load(folder)
+    return jax.tree.map(
+        lambda x, want: jax.device_put(np.asarray(x, want.dtype), want.sharding), params, abstract
+    )
+
+
+def _restored(
+    origin: start_lib.Origin, abstract: step_lib.TrainState, init_opt: Any, count: Any
+) -> step_lib.TrainState:
+    assert origin.run is not None and origin.step is not None
+    targets = {"params": abstract.params}
+    if "moments" in origin.parts:
+        targets["opt_state"] = optimizer_lib.to_parts(abstract.opt_state)
+    restored = checkpoint.restore(origin.run, origin.step, targets)
+    if "moments" in origin.parts:
+        found = restored["opt_state"]
+        if "schedule" not in origin.parts:
+            found = found | {"schedule_count": count(0)}
+        opt_state = optimizer_lib.from_parts(abstract.opt_state, found)
+    else:
+        opt_state = init_opt(restored["params"])
+    step = count(origin.step if "step" in origin.parts else 0)
+    state = step_lib.TrainState(step=step, params=restored["params"], opt_state=opt_state)
+    prove(origin, state)
+    return state
+
+
+def prove(origin: start_lib.Origin, state: step_lib.TrainState) -> None:
+    """Compares the norms of what was to be kept with those in the source's manifest.
+
+    Raises:
+      StartError: a restore that did nothing, or the wrong thing.
+    """
+    parts = optimizer_lib.to_parts(state.opt_state)
+    arrays = {"params": state.params}
+    if "moments" in origin.parts:
+        arrays["opt_state"] = parts
+    saved = origin.manifest["norms"]
+    for name, norm in checkpoint.norms(arrays).items():
+        if not np.isclose(norm, saved[name], rtol=NORM_TOLERANCE, atol=0.0):
+            raise start_lib.StartError(
+                f"After restoring {origin.run}, step {origin.step}, the norm of {name} is "
+                f"{norm:.8g} and was {saved[name]:.8g} when saved: the restore did not arrive. "
+                "Nothing was trained."
+            )
+    if "adam_count" in origin.parts and int(parts["adam_count"]) != origin.manifest["adam_count"]:
+        raise start_lib.StartError(
+            f"After restoring {origin.run}, Adam's count is {int(parts['adam_count'])} and was "
+            f"{origin.manifest['adam_count']} when saved."
+        )

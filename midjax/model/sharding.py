@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where arrays live: one table from logical axes to mesh axes.
 
-    ("embed", "heads", "head_dim")  --spec-->  PartitionSpec("fsdp", "tensor", None)
+    ("embed", "heads", "head_dim"), shape, mesh  --spec-->  PartitionSpec("fsdp", "tensor", None)
 
 Model code names logical axes only; None means "not split". `data` copies the model and splits the
-batch, `fsdp` splits the batch and the parameters, `tensor` splits heads, mlp and vocabulary.
+batch, `fsdp` splits the batch and the parameters, `context` splits the length of rows, `expert`
+splits experts and, outside of them, the batch; `tensor` splits heads, mlp and vocabulary.
 """
 
 import dataclasses
@@ -15,13 +16,16 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "context", "expert", "tensor")
 
 TABLE: Mapping[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
-    "length": (),
+    "batch": ("data", "fsdp", "expert"),
+    "length": ("context",),
     "vocab": ("tensor",),
-    "embed": ("fsdp",),
+    # Every axis that has no other use for the array: what is not split is copied.
+    "embed": ("fsdp", "context", "expert"),
+    "experts": ("expert",),
+    "expert_embed": ("fsdp", "context"),
     "mlp": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
@@ -29,6 +33,9 @@ TABLE: Mapping[str, tuple[str, ...]] = {
     "layers": (),
     "norm": (),
 }
+# Left whole where they do not divide: sizes that a checkpoint has fixed, of arrays that every
+# device can hold a copy of.
+MAY_BE_WHOLE = frozenset({"vocab", "kv_heads"})
 
 Axes = tuple[str | None, ...]
 
@@ -41,11 +48,15 @@ class Mesh:
       data: copies of the model.
       fsdp: shards of batch and parameters (ZeRO-3).
       tensor: shards of heads, mlp and vocabulary.
+      context: shards of each row's length.
+      expert: shards of the experts; elsewhere the batch and the parameters are split over it.
     """
 
     data: int
     fsdp: int
     tensor: int
+    context: int = 1
+    expert: int = 1
 
     def __post_init__(self) -> None:
         sizes = dataclasses.asdict(self)
@@ -56,22 +67,26 @@ class Mesh:
             raise ValueError(f"Only one axis of a Mesh may be -1 (fill), got {sizes}.")
 
 
-def sizes(mesh: Mesh, devices: int) -> tuple[int, int, int]:
-    """(data, fsdp, tensor) with -1 filled in.
+def sizes(mesh: Mesh, devices: int) -> tuple[int, ...]:
+    """Sizes in the order of `MESH_AXES`, with -1 filled in.
 
     Raises:
       ValueError: the axes don't multiply to the number of devices.
     """
-    asked = (mesh.data, mesh.fsdp, mesh.tensor)
+    asked = tuple(getattr(mesh, name) for name in MESH_AXES)
     fixed = math.prod(size for size in asked if size != -1)
     filled = tuple(devices // fixed if size == -1 else size for size in asked)
     if math.prod(filled) != devices:
-        text = " x ".join(f"{name} {size}" for name, size in zip(MESH_AXES, asked, strict=True))
+        text = " x ".join(
+            f"{name} {size}"
+            for name, size in zip(MESH_AXES, asked, strict=True)
+            if size != 1 or name in ("data", "fsdp", "tensor")
+        )
         raise ValueError(
             f"The mesh ({text}) does not fit {devices} devices: the axes must multiply to "
             f"{devices}. Change one of them, or set one to -1."
         )
-    return filled  # type: ignore[return-value]
+    return filled
 
 
 def make(mesh: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
@@ -80,19 +95,29 @@ def make(mesh: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.shardin
     # Auto: JAX's own default has become Explicit, under which a lookup in a sharded table and
     # a product over a sharded axis are errors.
     return jax.make_mesh(
-        sizes(mesh, len(devices)), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
+        sizes(mesh, len(devices)),
+        MESH_AXES,
+        axis_types=(AxisType.Auto,) * len(MESH_AXES),
+        devices=devices,
     )
 
 
-def spec(axes: Axes) -> PartitionSpec:
+def spec(
+    axes: Axes, shape: Sequence[int] | None = None, mesh_shape: Mapping[str, int] | None = None
+) -> PartitionSpec:
     """The mesh axes of an array with these logical axes.
+
+    Args:
+      axes: of the array.
+      shape, mesh_shape: of the array and of the mesh. With them, axes of `MAY_BE_WHOLE` that do
+        not divide are not split.
 
     Raises:
       ValueError: an unknown logical axis, or two that want the same mesh axis.
     """
     found: list[Any] = []
     owner: dict[str, str] = {}
-    for axis in axes:
+    for place, axis in enumerate(axes):
         if axis is not None and axis not in TABLE:
             raise ValueError(f"Unknown logical axis {axis!r}; known: {', '.join(TABLE)}.")
         wanted = () if axis is None else TABLE[axis]
@@ -104,6 +129,9 @@ def spec(axes: Axes) -> PartitionSpec:
                     "An array can use a mesh axis once: leave one of the two unsplit (None)."
                 )
             owner[name] = str(axis)
+        if shape is not None and mesh_shape is not None and axis in MAY_BE_WHOLE:
+            if shape[place] % math.prod(mesh_shape[name] for name in wanted):
+                wanted = ()
         found.append(wanted[0] if len(wanted) == 1 else (wanted or None))
     return PartitionSpec(*found)
 
@@ -111,7 +139,7 @@ def spec(axes: Axes) -> PartitionSpec:
 def check_divides(
     what: str, shape: Sequence[int], axes: Axes, mesh_shape: Mapping[str, int]
 ) -> None:
-    """Refuses an array whose dimensions don't divide over their mesh axes.
+    """Refuses an array whose dimensions don't divide over their mesh axes, `MAY_BE_WHOLE` aside.
 
     Args:
       what: its name, for the message.
@@ -121,7 +149,7 @@ def check_divides(
     if len(shape) != len(axes):
         raise ValueError(f"{what} has {len(shape)} dimensions {tuple(shape)}, its axes are {axes}.")
     for size, axis in zip(shape, axes, strict=True):
-        wanted = () if axis is None else TABLE[axis]
+        wanted = () if axis is None or axis in MAY_BE_WHOLE else TABLE[axis]
         parts = math.prod(mesh_shape[name] for name in wanted)
         if size % parts:
             raise ValueError(
@@ -135,30 +163,22 @@ def _is_axes(node: Any) -> bool:
     return isinstance(node, tuple) and all(axis is None or isinstance(axis, str) for axis in node)
 
 
-def tree(jax_mesh: jax.sharding.Mesh, axes_tree: Any, shapes: Any = None) -> Any:
+def tree(jax_mesh: jax.sharding.Mesh, axes_tree: Any, shapes: Any) -> Any:
     """NamedShardings for a tree of logical axes.
 
     Args:
       jax_mesh: from `make`.
       axes_tree: tuples of logical axes, as `transformer.logical_axes` gives.
-      shapes: the same tree of arrays or ShapeDtypeStructs. With it every dimension is checked
-        before any device work.
+      shapes: the same tree of arrays or ShapeDtypeStructs. Every dimension is checked before any
+        device work.
     """
-    if shapes is not None:
-        jax.tree_util.tree_map_with_path(
-            lambda path, axes, array: check_divides(
-                jax.tree_util.keystr(path, simple=True, separator="/"),
-                array.shape,
-                axes,
-                jax_mesh.shape,
-            ),
-            axes_tree,
-            shapes,
-            is_leaf=_is_axes,
-        )
-    return jax.tree.map(
-        lambda axes: NamedSharding(jax_mesh, spec(axes)), axes_tree, is_leaf=_is_axes
-    )
+
+    def one(path: Any, axes: Axes, array: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        check_divides(name, array.shape, axes, jax_mesh.shape)
+        return NamedSharding(jax_mesh, spec(axes, array.shape, jax_mesh.shape))
+
+    return jax.tree_util.tree_map_with_path(one, axes_tree, shapes, is_leaf=_is_axes)
 
 
 def batch(jax_mesh: jax.sharding.Mesh, rows: int | None = None) -> NamedSharding:
@@ -179,4 +199,4 @@ def constrain(x: jax.Array, axes: Axes) -> jax.Array:
     if mesh.empty:
         return x
     check_divides("An activation", x.shape, axes, mesh.shape)
-    return jax.lax.with_sharding_constraint(x, spec(axes))
+    return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh.shape))

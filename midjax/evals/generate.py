@@ -18,7 +18,7 @@ import tokenizers
 from jaxtyping import Bool, Float, Int
 
 from midjax.evals import loss
-from midjax.model import sharding, transformer
+from midjax.model import architecture, sharding, transformer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ def prompt_ids(
 
 def complete(
     config: Samples,
-    model_config: transformer.TransformerConfig,
+    model_config: architecture.TransformerConfig,
     params: Any,
     prompts: Sequence[Sequence[int]],
     *,
@@ -125,7 +125,7 @@ def text_of(tokenizer: tokenizers.Tokenizer, prompt: Sequence[int], new: Sequenc
 
 
 def _complete(
-    config: transformer.TransformerConfig,
+    config: architecture.TransformerConfig,
     max_new_tokens: int,
     temperature: float,
     eos_id: int,

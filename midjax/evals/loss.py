@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float
 
 from midjax.batches import batch as batches
 from midjax.batches import pack, shards
+from midjax.model import architecture, sharding, transformer
 from midjax.model import loss as model_loss
-from midjax.model import sharding, transformer
 
 RowNll = Callable[[batches.Batch], Float[np.ndarray, "B T"]]
 
@@ -54,7 +54,7 @@ class LongDocuments:
 
 
 def from_model(
-    config: transformer.TransformerConfig, params: Any, jax_mesh: jax.sharding.Mesh | None
+    config: architecture.TransformerConfig, params: Any, jax_mesh: jax.sharding.Mesh | None
 ) -> RowNll:
     """The loss of each target under a model, jitted once per batch shape.
 

@@ -7,7 +7,7 @@ A field that is left at its default means that the model lacks the part. Nothing
 import dataclasses
 from typing import Literal, get_args
 
-from midjax.model import rope
+from midjax.model import remat, rope
 
 Dtype = Literal["float32", "bfloat16"]
 # What a layer sees, and whether it turns queries and keys by position. "window" layers see the
@@ -18,7 +18,7 @@ NormPlacement = Literal["pre", "post", "both"]
 QkNorm = Literal["none", "head", "whole"]
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 AttentionKernel = Literal["auto", "blocked", "splash", "splash_interpret"]
-Remat = Literal["none", "full", "dots"]
+
 Routing = Literal["softmax", "sparsemixer"]
 
 _SIZES = ("vocab_size", "dim", "layers", "heads", "kv_heads", "head_dim", "ffn_dim",
@@ -28,7 +28,7 @@ _ABOVE_ZERO = ("norm_eps", "initializer_std", "attention_scale", "attention_soft
 _CHOICES = {
     "param_dtype": Dtype,
     "compute_dtype": Dtype,
-    "remat": Remat,
+    "remat": remat.Remat,
     "norm": Norm,
     "norm_placement": NormPlacement,
     "qk_norm": QkNorm,
@@ -102,8 +102,7 @@ class TransformerConfig:
       param_dtype: how parameters are held. bfloat16 loses small updates: for inference.
       compute_dtype: of matrix products and activations. Norms, softmax, rotation, routing and loss
         are float32 always.
-      remat: what the backward pass makes again per layer: "none", "full" (keeps the layers'
-        inputs only) or "dots" (keeps the products with weights).
+      remat: what the backward pass makes again per layer; the policies are listed in `remat`.
       loss_chunk_tokens: positions per chunk of the loss; see `loss.token_losses`.
       family: whose names and keys an export writes; see `families`.
       norm: "rms"; "rms_plus_one", whose weight is added to 1 (Gemma); "layer", with bias (PhiMoE).
@@ -140,7 +139,7 @@ class TransformerConfig:
     initializer_std: float
     param_dtype: Dtype
     compute_dtype: Dtype
-    remat: Remat
+    remat: remat.Remat
     loss_chunk_tokens: int
     family: str = "llama"
     norm: Norm = "rms"

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
-from midjax.model import transformer
+from midjax.model import architecture, transformer
 
 
 def _of_chunk(
-    config: transformer.TransformerConfig,
+    config: architecture.TransformerConfig,
     params: Any,
     hidden_BCD: Float[Array, "B C D"],
     targets_BC: Int[Array, "B C"],
@@ -32,7 +32,7 @@ def _of_chunk(
 
 
 def token_losses(
-    config: transformer.TransformerConfig,
+    config: architecture.TransformerConfig,
     params: Any,
     hidden_BTD: Float[Array, "B T D"],
     targets_BT: Int[Array, "B T"],

@@ -12,7 +12,7 @@ from typing import Any
 
 from midjax import checkpoint, files, log
 from midjax.batches import loader as loader_lib
-from midjax.model import hf, transformer
+from midjax.model import architecture, hf
 from midjax.train import start as start_lib
 
 LR_TOLERANCE = 1e-5
@@ -29,7 +29,7 @@ _FREE = (
 )
 
 
-def model(where: str, theirs: Mapping[str, Any], wanted: transformer.TransformerConfig) -> None:
+def model(where: str, theirs: Mapping[str, Any], wanted: architecture.TransformerConfig) -> None:
     """The model at the start computes what the recipe's would, but for an extended context.
 
     Args:
@@ -83,7 +83,7 @@ def tokenizer(where: str, theirs: str, ours: str) -> None:
         )
 
 
-def huggingface(folder: str, wanted: transformer.TransformerConfig, tokenizer_hash: str) -> None:
+def huggingface(folder: str, wanted: architecture.TransformerConfig, tokenizer_hash: str) -> None:
     """A folder to import: its config.json and tokenizer.json against the recipe's."""
     model(folder, dataclasses.asdict(hf.read_config(folder)), wanted)
     file = files.path(folder) / "tokenizer.json"

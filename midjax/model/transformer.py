@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray
 
-from midjax.model import attention, rope, sharding
+from midjax.model import architecture, attention, rope, sharding
 
 Params = dict[str, Any]
 Dtype = Literal["float32", "bfloat16"]
@@ -61,6 +61,7 @@ class TransformerConfig:
       remat: what the backward pass makes again per layer: "none", "full" (keeps the layers'
         inputs only) or "dots" (keeps the products with weights).
       loss_chunk_tokens: positions per chunk of the loss; see `loss.token_losses`.
+      attention_kernel: see `attention.attend`.
     """
 
     vocab_size: int
@@ -79,6 +80,7 @@ class TransformerConfig:
     compute_dtype: Dtype
     remat: Literal["none", "full", "dots"]
     loss_chunk_tokens: int
+    attention_kernel: architecture.AttentionKernel = "auto"
 
     def __post_init__(self) -> None:
         for name in _SIZES:
@@ -183,12 +185,15 @@ class Layer(nnx.Module):
         k_BTKH = rope.rotate(
             sharding.constrain(k_BTKH, kv_heads), context.cos_BT1R, context.sin_BT1R
         )
-        out_BTNH = attention.blocked(
+        out_BTNH = attention.attend(
+            self.config.attention_kernel,
             q_BTNH,
             k_BTKH,
             sharding.constrain(v_BTKH, kv_heads),
             context.segments_BT,
-            1 / math.sqrt(self.config.head_dim),
+            scale=1 / math.sqrt(self.config.head_dim),
+            window_tokens=None,
+            softcap=None,
         )
         return project(out_BTNH, self.wo[...], dtype)
 

@@ -268,7 +268,6 @@ class Layer(_Normed):
             window_tokens=config.window_of(self.kind),
             softcap=config.attention_softcap,
         )
-        out_BTNH = ad_checkpoint.checkpoint_name(out_BTNH, "attention")
         return ad_checkpoint.checkpoint_name(self._project(out_BTNH, self.wo, "out_bias"), "out")
 
     def _mlp(self, y_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:

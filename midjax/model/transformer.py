@@ -27,7 +27,7 @@ from flax import nnx
 from jax import ad_checkpoint
 from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray
 
-from midjax.model import architecture, layers, moe, remat, rope, sharding
+from midjax.model import architecture, context, layers, moe, remat, rope, sharding
 
 Params = dict[str, Any]
 
@@ -180,7 +180,7 @@ def _depth(config: architecture.TransformerConfig) -> _Depth:
 
 def _apply_layer(
     config: architecture.TransformerConfig,
-    context: layers.Context,
+    shared: layers.Context,
     layer: int,
     x_BTD: Array,
     weights: Params,
@@ -193,13 +193,13 @@ def _apply_layer(
         x_BTD = ad_checkpoint.checkpoint_name(x_BTD, "layer_input")
         # For the gradient's sake: see `placed`.
         weights = {name: sharding.constrain(leaf, axes[name]) for name, leaf in weights.items()}
-        return nnx.merge(graph, weights)(x_BTD, context)
+        return nnx.merge(graph, weights)(x_BTD, shared)
 
     return remat.wrap(compute, config.remat)(x_BTD, weights)
 
 
 def _through_layers(
-    config: architecture.TransformerConfig, params: Params, context: layers.Context, x_BTD: Array
+    config: architecture.TransformerConfig, params: Params, shared: layers.Context, x_BTD: Array
 ) -> tuple[Array, moe.Aux | None]:
     stacks, members, depth = params["layers"], layers_of(config), _depth(config)
     first, period, repeats = depth.first, depth.period, depth.repeats
@@ -210,7 +210,7 @@ def _through_layers(
         layer: int, carry: tuple[Array, Any], take: Callable[[str], Array]
     ) -> tuple[Array, Any]:
         weights = {name: take(name) for name, having in members.items() if layer in having}
-        x_BTD, of_layer = _apply_layer(config, context, layer, carry[0], weights)
+        x_BTD, of_layer = _apply_layer(config, shared, layer, carry[0], weights)
         if of_layer is None:
             return x_BTD, carry[1]
         return x_BTD, jax.tree.map(jnp.add, carry[1], of_layer)
@@ -278,8 +278,8 @@ def forward(
     if config.embed_scale is not None:
         x_BTD = x_BTD * jnp.asarray(config.embed_scale, x_BTD.dtype)
     x_BTD = sharding.constrain(x_BTD, ("batch", "length", None))
-    context = layers.Context(segments_BT, _turns(config, segments_BT, positions_BT))
-    x_BTD, aux = _through_layers(config, params, context, x_BTD)
+    shared = layers.Context(segments_BT, _turns(config, segments_BT, positions_BT))
+    x_BTD, aux = _through_layers(config, params, shared, x_BTD)
     graph, axes = _declared(config, layers.Ends)
     ends = {name: placed(config, params, name) for name in axes}
     return nnx.merge(graph, ends).normed(x_BTD), aux
@@ -300,10 +300,23 @@ def _turns(
         if turning not in made:
             lengths_BT = None
             if rope.needs_lengths(turning):
-                lengths_BT = rope.document_lengths(segments_BT, positions_BT)
+                lengths_BT = _document_lengths(segments_BT, positions_BT)
             made[turning] = rope.angles(turning, config.head_dim, positions_BT, lengths_BT)
         found[kind] = made[turning]
     return found
+
+
+def _document_lengths(
+    segments_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"]
+) -> Int[Array, "B T"]:
+    """`rope.document_lengths` of rows in the order that the mesh in force wants."""
+    length, shards = segments_BT.shape[1], context.shards(jax.sharding.get_abstract_mesh().shape)
+    if shards == 1:
+        return rope.document_lengths(segments_BT, positions_BT)
+    # A document is one run of places in natural order only.
+    back = context.natural(length, shards)
+    lengths_BT = rope.document_lengths(segments_BT[:, back], positions_BT[:, back])
+    return sharding.constrain(lengths_BT[:, context.order(length, shards)], ("batch", "length"))
 
 
 def hidden(

@@ -16,11 +16,14 @@ from midjax.model import architecture, hf
 from midjax.train import start as start_lib
 
 LR_TOLERANCE = 1e-5
-# Fields of a model that do not decide what its parameters compute. `rope` and `context_tokens` may
-# change together, which is what an extension is.
+_ROPES = ("rope", "window_rope")
+# Fields of a model that do not decide what its parameters compute. Rotary embeddings and
+# `context_tokens` may change together, which is what an extension is.
 _FREE = (
-    "rope",
+    *_ROPES,
     "context_tokens",
+    "family",
+    "attention_kernel",
     "param_dtype",
     "compute_dtype",
     "remat",
@@ -48,11 +51,13 @@ def model(where: str, theirs: Mapping[str, Any], wanted: architecture.Transforme
             f"The recipe's model does not fit {where}: {checkpoint.listed(wrong)}. Use the model "
             "of the checkpoint."
         )
-    if theirs["rope"] != ours["rope"] and ours["context_tokens"] <= theirs["context_tokens"]:
+    for name in _ROPES:
+        if theirs[name] == ours[name] or ours["context_tokens"] > theirs["context_tokens"]:
+            continue
         raise start_lib.StartError(
-            f"The recipe's rotary embedding differs from that of {where}, and its context "
-            f"({ours['context_tokens']} tokens) is not longer: there {theirs['rope']}, recipe "
-            f"{ours['rope']}. Use theirs, which the parameters know, or extend the context."
+            f"The recipe's rotary embedding ({name}) differs from that of {where}, and its context "
+            f"({ours['context_tokens']} tokens) is not longer: there {theirs[name]}, recipe "
+            f"{ours[name]}. Use theirs, which the parameters know, or extend the context."
         )
 
 

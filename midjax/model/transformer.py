@@ -102,7 +102,7 @@ class TransformerConfig:
                 "TransformerConfig.norm_eps and initializer_std must be over 0, got "
                 f"{self.norm_eps} and {self.initializer_std}."
             )
-        rope.frequencies(self.rope, self.head_dim)  # an odd head_dim is refused here
+        rope.check_head_dim(self.rope, self.head_dim)
 
 
 def _matrix(
@@ -280,8 +280,10 @@ def hidden(
       segments_BT: 1.. per document; tokens see their own document only. 0 is padding.
       positions_BT: position within the document.
     """
-    freqs_R, factor = rope.frequencies(config.rope, config.head_dim)
-    cos_BT1R, sin_BT1R = rope.angles(positions_BT, freqs_R, factor)
+    lengths_BT = None
+    if rope.needs_lengths(config.rope):
+        lengths_BT = rope.document_lengths(segments_BT, positions_BT)
+    cos_BT1R, sin_BT1R = rope.angles(config.rope, config.head_dim, positions_BT, lengths_BT)
     context = Context(segments_BT, cos_BT1R, sin_BT1R)
     # The table is whole in width for the lookup: rows of the batch are split over the mesh axis
     # that splits the width, and the two can't be in one array.

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from midjax.model import architecture
-from midjax.model.families import table
+from midjax.model.families import rope_keys, table
 
 _NORMS: Mapping[tuple[str, ...], str] = {
     ("attn_post_norm",): "post_attention_layernorm.weight",
@@ -95,6 +95,7 @@ GEMMA3 = table.Family(
     layer=_NORMS,
     defaults=_DEFAULTS,
     activation_key="hidden_activation",
+    dialect=rope_keys.GEMMA3,
     rope_by_kind=True,
     even_width=True,
 )

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from midjax.model import architecture
-from midjax.model.families import table
+from midjax.model.families import rope_keys, table
 
 EXPERT_NAMES: Mapping[tuple[str, ...], str] = {
     ("router",): "block_sparse_moe.gate.weight",
@@ -43,6 +43,7 @@ MIXTRAL = table.Family(
     read=_read,
     write=_write,
     layer=EXPERT_NAMES,
+    dialect=rope_keys.Dialect(default_theta=1e6),
     # Noise on the router's input while training: no released checkpoint has it.
     only={"layer_types": (), "router_jitter_noise": (0, 0.0)},
     defaults={"num_local_experts": 8, "num_experts_per_tok": 2},

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from midjax.model import architecture
-from midjax.model.families import table
+from midjax.model.families import rope_keys, table
 
 _POST_NORMS: Mapping[tuple[str, ...], str] = {
     ("attn_post_norm",): "post_attention_layernorm.weight",
@@ -82,6 +82,7 @@ OLMO3 = table.Family(
     write=_write_olmo3,
     layer=_POST_NORMS,
     defaults={"sliding_window": 4096},
+    dialect=rope_keys.OLMO3,
     rope_by_kind=True,
 )
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from midjax.model import architecture
-from midjax.model.families import mixtral, table
+from midjax.model.families import mixtral, rope_keys, table
 
 
 def _read_moe(theirs: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,6 +54,7 @@ PHI3 = table.Family(
         ("w_gate", "w_up"): "mlp.gate_up_proj.weight",
     },
     only={"attention_bias": (False,)},
+    dialect=rope_keys.PHI3,
 )
 
 PHIMOE = table.Family(
@@ -63,5 +64,6 @@ PHIMOE = table.Family(
     read=_read_moe,
     write=_write_moe,
     layer=mixtral.EXPERT_NAMES,
+    dialect=rope_keys.PHIMOE,
     defaults={"router_jitter_noise": 0.01, "num_experts_per_tok": 2, "num_local_experts": 16},
 )

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from midjax.model import architecture
-from midjax.model.families import table
+from midjax.model.families import rope_keys, table
 
 
 def _read(theirs: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,6 +59,6 @@ SMOLLM3 = table.Family(
     defaults={
         "no_rope_layer_interval": 4,
         "tie_word_embeddings": True,
-        "rope_theta": 2_000_000.0,
     },
+    dialect=rope_keys.Dialect(default_theta=2e6),
 )

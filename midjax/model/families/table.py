@@ -12,7 +12,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from midjax.model import architecture, transformer
+import numpy as np
+
+from midjax.model import architecture, rope, transformer
 from midjax.model.families import rope_keys
 
 # Ours -> theirs, for families that have nothing else. {} is the layer, {expert} the expert.
@@ -113,9 +115,9 @@ class Family:
       defaults: values of keys that a config.json may leave out.
       only: key -> the values that are computed, beyond those of all families.
       activation_key: the key of the activation.
-      rope_by_kind: the rotary embedding is given for each kind of layers.
+      dialect: of the keys of rotary embeddings.
+      rope_by_kind: these are given for each kind of layers.
       even_width: transformers refuses a width that is no multiple of the heads.
-      window_everywhere: `sliding_window` holds for every layer.
     """
 
     model_type: str
@@ -126,6 +128,7 @@ class Family:
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     only: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     activation_key: str = "hidden_act"
+    dialect: rope_keys.Dialect = rope_keys.PLAIN
     rope_by_kind: bool = False
     even_width: bool = False
 
@@ -250,10 +253,19 @@ def read(family: Family, theirs: Mapping[str, Any], **numerics: Any) -> Config:
     fields["family"] = family.model_type
     own = family.read(theirs)
     numerics["loss_chunk_tokens"] = numerics.get("loss_chunk_tokens") or fields["context_tokens"]
-    full, window = rope_keys.read(theirs, fields["head_dim"], by_kind=family.rope_by_kind)
+    full, window = _ropes(family, theirs, fields["head_dim"])
     if "window" in own.get("layer_pattern", ()) and window != full:
         own["window_rope"] = window
     return Config(**(fields | own | numerics | {"rope": full}))
+
+
+def _ropes(
+    family: Family, theirs: Mapping[str, Any], head_dim: int
+) -> tuple[rope.Rope, rope.Rope | None]:
+    """Rotary embeddings of full-attention layers and of windows (None: the same)."""
+    if family.rope_by_kind:
+        return rope_keys.pair_from_hf(theirs, head_dim, family.dialect)
+    return rope_keys.from_hf(theirs, head_dim, family.dialect), None
 
 
 def _activation(theirs: Mapping[str, Any], key: str) -> architecture.Activation:
@@ -290,39 +302,53 @@ def write(family: Family, config: Config) -> dict[str, Any]:
         "initializer_range": config.initializer_std,
         **family.write(config),
     }
-    window = config.window_rope or config.rope
-    theirs |= rope_keys.write(
-        config.rope, window, config.head_dim, config.context_tokens, by_kind=family.rope_by_kind
-    )
+    if family.rope_by_kind:
+        theirs |= rope_keys.pair_written(
+            config.rope, config.window_rope, config.head_dim, config.context_tokens, family.dialect
+        )
+    else:
+        theirs |= rope_keys.written(
+            config.rope, config.head_dim, config.context_tokens, family.dialect
+        )
     _check_said(family, config, theirs)
     return theirs
 
 
 def _check_said(family: Family, config: Config, theirs: Mapping[str, Any]) -> None:
     """What was written, read back, is the config: nothing of the model is lost on the way."""
-    numerics = {name: getattr(config, name) for name in _NUMERICS}
-    back = read(family, theirs, **numerics)
-    # The rotary embedding may come back under another name that computes the same.
+    back = read(family, theirs, **{name: getattr(config, name) for name in _NUMERICS})
+    # Another family may say the same, and a rotary embedding may come back under another name.
     free = ("family", "rope", "window_rope", "context_tokens")
     lost = [
-        f"{field.name} = {getattr(config, field.name)!r}"
+        field.name
         for field in dataclasses.fields(config)
         if field.name not in free and getattr(back, field.name) != getattr(config, field.name)
     ]
     lost += [
-        f"{name} = {getattr(config, name)!r}"
-        for name in ("rope", "window_rope")
-        if not rope_keys.same(
-            getattr(back, name) or back.rope,
-            getattr(config, name) or config.rope,
-            config.head_dim,
-        )
+        f"rope of {kind!r} layers"
+        for kind in dict.fromkeys(config.layer_pattern)
+        if not _turn_alike(back.rope_of(kind), config.rope_of(kind), config)
     ]
     if lost:
         raise ValueError(
-            f"A model of type {family.model_type!r} cannot have {'; '.join(lost)}: config.json "
-            "has no key for it. Export it as another family (TransformerConfig.family)."
+            f"A model of type {family.model_type!r} cannot have this model's "
+            f"{', '.join(lost)}: its config.json has no key for it. Export it as another family "
+            "(TransformerConfig.family)."
         )
+
+
+def _turn_alike(one: rope.Rope | None, other: rope.Rope | None, config: Config) -> bool:
+    """Whether two rotary embeddings have the same frequencies at short and at long lengths."""
+    if one is None or other is None or one == other:
+        return one == other
+    for length in (1, config.context_tokens, 4 * config.context_tokens):
+        (freqs, factor), (want, by) = (
+            rope.frequencies(x, config.head_dim, length) for x in (one, other)
+        )
+        close = freqs.shape == want.shape and np.allclose(freqs, want, rtol=1e-6, atol=0)
+        if not (close and math.isclose(factor, by, rel_tol=1e-9)):
+            return False
+    return True
 
 
 # ---- kinds of layers ----

@@ -11,7 +11,6 @@ from midjax.batches import loader
 from midjax.mixture import order as order_lib
 from midjax.train import step as step_lib
 
-
 _ROUTERS = ("balance_loss", "router_z_loss", "expert_load_max")
 
 

@@ -21,7 +21,7 @@ LLAMA3 = {
     [
         (0, {}),
         (1, {"head_dim": 16, "num_key_value_heads": 1, "tie_word_embeddings": True}),
-        (2, {"num_attention_heads": 8, "hidden_size": 40, "num_key_value_heads": 8}),
+        (2, {"num_attention_heads": 8, "hidden_size": 64, "num_key_value_heads": 8}),
         (3, {"attention_bias": True, "mlp_bias": True, "head_dim": 20}),
         (4, {"num_attention_heads": 8, "num_key_value_heads": 1, "rope_parameters": LLAMA3}),
     ],

@@ -23,7 +23,13 @@ def longrope(pairs, original, **more):
     [
         (0, {}),
         (1, {"sliding_window": 7, "num_key_value_heads": 1, "tie_word_embeddings": True}),
-        (2, {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.75}}),
+        (
+            2,
+            {
+                "hidden_size": 64,
+                "rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.75},
+            },
+        ),
         # Of the documents one is shorter than the original length and two are longer.
         (
             3,

@@ -252,10 +252,8 @@ def model_card(
     }
     step = "newest checkpoint" if config.step is None else f"step {config.step}"
     out = ["---", *header, "---", "", f"# {name}", ""]
-    out += [
-        f"A language model of type {model_config.family}, trained with midjax (run `{config.run}`, {step}).",
-        "",
-    ]
+    kind = f"A language model of type {model_config.family}, trained with midjax"
+    out += [f"{kind} (run `{config.run}`, {step}).", ""]
     out += ["It is a base model: it continues text and was not taught to follow instructions.", ""]
     out += ["## Shape", "", *_bullets(shape), ""]
     if rest:

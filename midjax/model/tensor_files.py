@@ -68,7 +68,10 @@ class Reader:
             return False
         step = max(1, (1 << 24) // max(1, math.prod(shape[1:])))
         return all(
-            np.array_equal(self.rows(one, at, at + step), self.rows(other, at, at + step))
+            np.array_equal(
+                self.rows(one, at, min(at + step, shape[0])),
+                self.rows(other, at, min(at + step, shape[0])),
+            )
             for at in range(0, shape[0], step)
         )
 
@@ -209,4 +212,5 @@ def _write_tensors(file: BinaryIO, tensors: Sequence[Named], dtype: str) -> None
     for tensor in tensors:
         array = tensor.make()
         assert array.shape == tensor.shape, (tensor.name, array.shape, tensor.shape)
-        file.write(np.ascontiguousarray(array.astype(NUMPY[dtype], copy=False)).data)
+        whole = np.ascontiguousarray(array.astype(NUMPY[dtype], copy=False))
+        file.write(whole.view(np.uint8).data)  # bfloat16 has no buffer format of its own

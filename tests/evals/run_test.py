@@ -202,11 +202,15 @@ ON_A_MESH = """
     )
     scaling = rope.RopeScaling(kind="none")
     model = architecture.TransformerConfig(
-        **model_fields | {"rope": rope.Rope(theta=10000.0, scaling=scaling)}
+        **model_fields | {
+            "rope": rope.Rope(theta=10000.0, scaling=scaling),
+            "layer_pattern": ("full",),
+            "dense_layers": (),
+        }
     )
     params = transformer.init(model, jax.random.key(0))
     mesh = sharding.make(config.mesh)
-    placed = jax.device_put(params, sharding.tree(mesh, transformer.logical_axes(model)))
+    placed = jax.device_put(params, sharding.tree(mesh, transformer.logical_axes(model), params))
     out = [evals.run(config, model, params, 1), evals.run(config, model, placed, 1, mesh)]
     try:
         import dataclasses

@@ -43,8 +43,9 @@ def products(policy, params):
 
 def test_what_is_kept_is_not_made_again(plain):
     count = {policy: products(policy, plain[0])[0] for policy in POLICIES}
-    # With all projections at hand only elementwise work is done again.
-    assert count["none"] == count["save_projections"] < count["save_attention"] < count["full"]
+    # Blocked attention makes its scores again whatever is saved, so that `save_attention` saves
+    # products only with a kernel that keeps what its backward pass needs.
+    assert count["none"] < count["save_projections"] < count["save_attention"] <= count["full"]
     assert count["none"] < count["dots"] < count["full"]
     for name in ("inputs", "attention", "projections"):
         kept = {"inputs": "full"}.get(name, f"save_{name}")

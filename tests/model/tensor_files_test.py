@@ -85,6 +85,8 @@ def test_the_same_tensor_in_two_files(tmp_path):
         safetensors.numpy.save_file({"a": ARRAYS["a"]}, str(tmp_path / name))
     index = {"weight_map": {"a": "x.safetensors", "b": "y.safetensors"}}
     (tmp_path / tensor_files.INDEX).write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="holds a in more than one file"):
-        with tensor_files.opened(str(tmp_path)):
-            pass
+    with (
+        pytest.raises(ValueError, match="holds a in more than one file"),
+        tensor_files.opened(str(tmp_path)),
+    ):
+        pass

@@ -90,6 +90,7 @@ def test_partial_rotary_stands_in_either_place():
     dialect = rope_keys.PHI3
     assert read({}, dialect, partial_rotary_factor=0.5).rotary_dims == 4
     assert read({"partial_rotary_factor": 0.5}, dialect).rotary_dims == 4
+    assert read({}, dialect, partial_rotary_factor=0.85).rotary_dims == 6  # they cut 6.8
     assert read({"partial_rotary_factor": 1.0}, rope_keys.PLAIN).rotary_dims is None
     with pytest.raises(ValueError, match=r"0\.5 at the top level and 0\.75"):
         read({"partial_rotary_factor": 0.75}, dialect, partial_rotary_factor=0.5)

@@ -7,7 +7,8 @@ A field that is left at its default means that the model lacks the part. Nothing
 import dataclasses
 from typing import Literal, get_args
 
-from midjax.model import remat, rope
+from midjax.model import remat
+from midjax.model import rope as rope_lib
 
 Dtype = Literal["float32", "bfloat16"]
 # What a layer sees, and whether it turns queries and keys by position. "window" layers see the
@@ -135,7 +136,7 @@ class TransformerConfig:
     norm_eps: float
     tied_head: bool
     context_tokens: int
-    rope: rope.Rope
+    rope: rope_lib.Rope
     initializer_std: float
     param_dtype: Dtype
     compute_dtype: Dtype
@@ -157,7 +158,7 @@ class TransformerConfig:
     embed_scale: float | None = None
     layer_pattern: tuple[LayerType, ...] = ("full",)
     window_tokens: int | None = None
-    window_rope: rope.Rope | None = None
+    window_rope: rope_lib.Rope | None = None
     experts: Experts | None = None
     dense_layers: tuple[int, ...] = ()
     attention_kernel: AttentionKernel = "auto"
@@ -186,7 +187,7 @@ class TransformerConfig:
         self._check_layers()
         for one in (self.rope, self.window_rope):
             if one is not None:
-                rope.check_head_dim(one, self.head_dim)
+                rope_lib.check_head_dim(one, self.head_dim)
 
     def _check_layers(self) -> None:
         known = get_args(LayerType)
@@ -221,7 +222,7 @@ class TransformerConfig:
         """Whether a layer has experts in place of an mlp."""
         return self.experts is not None and layer not in self.dense_layers
 
-    def rope_of(self, kind: LayerType) -> rope.Rope | None:
+    def rope_of(self, kind: LayerType) -> rope_lib.Rope | None:
         """The rotary embedding of a kind of layers; None where there is none."""
         if kind.endswith("nope"):
             return None

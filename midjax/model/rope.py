@@ -37,6 +37,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int
 
+from midjax.model import sharding
+
 Kind = Literal["none", "pi", "ntk", "dynamic_ntk", "ntk_by_parts", "yarn", "longrope", "llama3"]
 
 # Which fields a kind needs, and which it may have. Everything else must be None.
@@ -51,7 +53,7 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "llama3": ("factor", "original_context_tokens", "low_freq_factor", "high_freq_factor"),
 }
 _MAY = {"yarn": ("attention_factor",), "longrope": ("attention_factor",)}
-_OF_LENGTH = ("dynamic_ntk", "longrope")
+_LEAST = {"factor": 1, "original_context_tokens": 2}
 # Powers of two in the table of `_dynamic_freqs`: a stretch of 2^63 is beyond any document.
 _POWERS = 64
 
@@ -109,13 +111,6 @@ class RopeScaling:
                 )
             if value is not None and field.name != "truncate":
                 _check_number(field.name, value)
-        if self.factor is not None and self.factor < 1:
-            raise ValueError(f"RopeScaling.factor must be 1 or more, got {self.factor}.")
-        if self.original_context_tokens is not None and self.original_context_tokens < 2:
-            raise ValueError(
-                "RopeScaling.original_context_tokens must be 2 or more, got "
-                f"{self.original_context_tokens}."
-            )
         for small, large in (("beta_slow", "beta_fast"), ("low_freq_factor", "high_freq_factor")):
             low, high = getattr(self, small), getattr(self, large)
             if low is not None and high is not None and low >= high:
@@ -125,13 +120,14 @@ class RopeScaling:
 
 
 def _check_number(name: str, value: Any) -> None:
-    if name not in ("short_factors", "long_factors"):
-        if not 0 < value < math.inf:
-            raise ValueError(f"RopeScaling.{name} must be over 0 and finite, got {value!r}.")
-    elif not isinstance(value, tuple) or not all(0 < one < math.inf for one in value):
-        raise ValueError(
-            f"RopeScaling.{name} must be a tuple of finite numbers over 0, got {value!r}."
-        )
+    if name in ("short_factors", "long_factors"):
+        if not isinstance(value, tuple) or not all(0 < one < math.inf for one in value):
+            raise ValueError(
+                f"RopeScaling.{name} must be a tuple of finite numbers over 0, got {value!r}."
+            )
+    elif not _LEAST.get(name, 0) <= value < math.inf or value == 0:
+        bound = f"{_LEAST[name]} or more" if name in _LEAST else "over 0"
+        raise ValueError(f"RopeScaling.{name} must be {bound} and finite, got {value!r}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -265,8 +261,7 @@ def frequencies(
     """
     check_head_dim(rope, head_dim)
     scaling, theta, attention_factor = rope.scaling, rope.theta, 1.0
-    factor, length = scaling.factor or 1.0, length_tokens or 0
-    dims = turned_dims(rope, head_dim)
+    factor, length, dims = scaling.factor or 1.0, length_tokens or 0, turned_dims(rope, head_dim)
     if scaling.kind == "ntk":
         theta = ntk_theta(theta, factor, dims)
     elif scaling.kind == "dynamic_ntk":
@@ -287,7 +282,7 @@ def frequencies(
 
 def needs_lengths(rope: Rope) -> bool:
     """Whether a token's frequencies depend on the length of its document."""
-    return rope.scaling.kind in _OF_LENGTH
+    return rope.scaling.kind in ("dynamic_ntk", "longrope")
 
 
 def document_lengths(
@@ -302,6 +297,9 @@ def document_lengths(
     Returns:
       Lengths in tokens; 0 for padding.
     """
+    # Whole rows everywhere: scans over a split length cost a hundred small messages.
+    segments_BT = sharding.constrain(segments_BT, ("batch", None))
+    positions_BT = sharding.constrain(positions_BT, ("batch", None))
     # Two scans over runs, as pairs (a run starts here, the largest position so far): one gathers
     # the maximum at a run's end, the other carries it back to all of the run.
     Pair = tuple[Bool[Array, "B T"], Int[Array, "B T"]]
@@ -317,7 +315,8 @@ def document_lengths(
     last_BT = jnp.concatenate([changes, edge], axis=1)
     _, largest_BT = jax.lax.associative_scan(later, (first_BT, positions_BT), axis=1)
     _, largest_BT = jax.lax.associative_scan(later, (last_BT, largest_BT), axis=1, reverse=True)
-    return jnp.where(segments_BT == 0, 0, largest_BT + 1)
+    lengths_BT = jnp.where(segments_BT == 0, 0, largest_BT + 1)
+    return sharding.constrain(lengths_BT, ("batch", None))
 
 
 def _dynamic_freqs(
@@ -332,9 +331,8 @@ def _dynamic_freqs(
     assert factor and original
     index_R = np.arange(turned_dims(rope, head_dim) // 2, dtype=np.float64)
     power_R = index_R / index_R[-1]
-    table_KR = rope.theta ** (-index_R / len(index_R)) * 2.0 ** (
-        -np.arange(_POWERS)[:, None] * power_R
-    )
+    plain_R = rope.theta ** (-index_R / len(index_R))
+    table_KR = plain_R * 2.0 ** (-np.arange(_POWERS)[:, None] * power_R)
     over_BT = jnp.maximum(lengths_BT - original, 0).astype(jnp.float32)
     half_BT, k_BT = jnp.frexp(1 + over_BT * np.float32(factor / original))
     log_BT1 = jnp.log(2 * half_BT)[:, :, None]

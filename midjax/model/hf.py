@@ -20,6 +20,7 @@ import numpy as np
 
 from midjax import files
 from midjax.model import architecture, tensor_files, transformer
+from midjax.model import remat as remat_lib
 from midjax.model.families import registry, table
 
 # Rows are read in pieces of this size, so that a tensor and its conversion are never both whole.
@@ -63,7 +64,7 @@ def config_from_hf(
     *,
     param_dtype: architecture.Dtype = "float32",
     compute_dtype: architecture.Dtype = "float32",
-    remat: str = "none",
+    remat: remat_lib.Remat = "none",
     loss_chunk_tokens: int | None = None,
 ) -> architecture.TransformerConfig:
     """Our config of the content of a config.json.
@@ -189,7 +190,7 @@ def load(
     *,
     targets: transformer.Params | None = None,
     compute_dtype: architecture.Dtype = "float32",
-    remat: str = "none",
+    remat: remat_lib.Remat = "none",
     loss_chunk_tokens: int | None = None,
 ) -> tuple[architecture.TransformerConfig, transformer.Params]:
     """Reads config.json and the safetensors of a local folder.
@@ -210,7 +211,7 @@ def load(
     """
     found = read_config(folder)
     with tensor_files.opened(folder) as reader:
-        dtype = reader.dtype
+        dtype: Any = reader.dtype
         if targets is not None:
             dtype = jax.tree.leaves(targets)[0].dtype.name
         config = dataclasses.replace(
@@ -338,12 +339,15 @@ def _inner(target: Any, axes: int) -> Any:
 
 def _on_devices(shape: tuple[int, ...], target: Any, make: Any) -> jax.Array:
     """An array whose parts are made and sent to their devices one after another."""
-    arrays, last = [], (None, None)
+    arrays: list[jax.Array] = []
+    made: np.ndarray | None = None
+    last: Any = None
     for device, index in target.sharding.addressable_devices_indices_map(shape).items():
-        key = tuple(s.indices(n) for s, n in zip(index, shape, strict=True))
-        if key != last[0]:
-            last = (key, make(index))
-        arrays.append(jax.device_put(last[1], device).block_until_ready())
+        here = tuple(s.indices(n) for s, n in zip(index, shape, strict=True))
+        if made is None or here != last:  # copies of a part mostly follow each other
+            made, last = None, here  # the old one goes before the new one comes
+            made = make(index)
+        arrays.append(jax.device_put(made, device).block_until_ready())
     return jax.make_array_from_single_device_arrays(shape, target.sharding, arrays)
 
 

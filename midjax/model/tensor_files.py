@@ -2,6 +2,10 @@
 """Safetensors, read by slices and written as a stream. No pickle is ever read.
 
 folder --opened--> Reader: names, shapes, slices        write_shards --> model-00001-of-00003...
+
+The format: 8 bytes with the header's length, the header as JSON, then the tensors. The library
+checks files; slices are read here, as it maps files into memory, where all that was ever read
+counts as the process's own.
 """
 
 import contextlib
@@ -27,11 +31,24 @@ NUMPY: Mapping[str, np.dtype] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 _CODES = {"float32": "F32", "bfloat16": "BF16"}
-# float16 fits into float32 exactly.
-_READ_AS = {"F32": "float32", "F16": "float32", "BF16": "bfloat16"}
+_STORED: Mapping[str, np.dtype] = {
+    "F32": NUMPY["float32"],
+    "F16": np.dtype(np.float16),
+    "BF16": NUMPY["bfloat16"],
+}
 
 
 # ---- reading ----
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    """Where a tensor lies."""
+
+    file: BinaryIO
+    offset: int
+    code: str
+    shape: tuple[int, ...]
 
 
 class Reader:
@@ -42,24 +59,30 @@ class Reader:
       dtype: "bfloat16" where every tensor is that, else "float32", which holds all others exactly.
     """
 
-    def __init__(self, holders: Mapping[str, Any]) -> None:
-        self._holders = holders
-        self.names = frozenset(holders)
-        codes = {file.get_slice(name).get_dtype() for name, file in holders.items()}
-        if not codes <= set(_READ_AS):
+    def __init__(self, stored: Mapping[str, _Stored]) -> None:
+        self._stored = stored
+        self.names = frozenset(stored)
+        codes = {tensor.code for tensor in stored.values()}
+        if not codes <= set(_STORED):
             raise ValueError(
-                f"Tensors of type {', '.join(sorted(codes - set(_READ_AS)))} are not supported; "
-                f"supported: {', '.join(_READ_AS)}. Quantized weights must be dequantized first."
+                f"Tensors of type {', '.join(sorted(codes - set(_STORED)))} are not supported; "
+                f"supported: {', '.join(_STORED)}. Quantized weights must be dequantized first."
             )
+        # float16 fits into float32 exactly.
         self.dtype = "bfloat16" if codes == {"BF16"} else "float32"
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, from its header."""
-        return tuple(self._holders[name].get_slice(name).get_shape())
+        return self._stored[name].shape
 
     def rows(self, name: str, begin: int, end: int) -> np.ndarray:
-        """Rows [begin, end) along the first axis."""
-        return self._holders[name].get_slice(name)[begin:end]
+        """Rows [begin, end) along the first axis, in the stored dtype."""
+        tensor = self._stored[name]
+        dtype, inner = _STORED[tensor.code], tensor.shape[1:]
+        row_bytes = math.prod(inner) * dtype.itemsize
+        tensor.file.seek(tensor.offset + begin * row_bytes)
+        read = tensor.file.read((end - begin) * row_bytes)
+        return np.frombuffer(read, dtype).reshape(end - begin, *inner)
 
     def equal(self, one: str, other: str) -> bool:
         """Whether two tensors hold the same numbers; compared in pieces."""
@@ -85,21 +108,39 @@ def opened(folder: str) -> Iterator[Reader]:
       ValueError: the weights are pickles, a file is damaged or missing, or a type is not supported.
     """
     with contextlib.ExitStack() as stack:
-        holders: dict[str, Any] = {}
+        found: dict[str, _Stored] = {}
         for name in weight_files(folder):
-            try:
-                file = stack.enter_context(safetensors.safe_open(name, framework="numpy"))
-            except safetensors.SafetensorError as error:
-                raise ValueError(
-                    f"{name} is damaged or no safetensors file: {error}. Fetch it again."
-                ) from error
-            if twice := sorted(holders.keys() & set(file.keys())):
+            stored = _stored(name, stack.enter_context(open(name, "rb")))
+            if twice := sorted(found.keys() & stored.keys()):
                 raise ValueError(
                     f"{folder} holds {', '.join(twice[:3])} in more than one file. Two exports "
                     "are mixed up there: fetch it again into an empty folder."
                 )
-            holders |= dict.fromkeys(file.keys(), file)
-        yield Reader(holders)
+            found |= stored
+        yield Reader(found)
+
+
+def _stored(name: str, file: BinaryIO) -> dict[str, _Stored]:
+    """The tensors of one file, whose header the library has found to be consistent."""
+    try:
+        with safetensors.safe_open(name, framework="numpy"):
+            pass
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{name} is damaged or no safetensors file: {error}. Fetch it again."
+        ) from error
+    (size,) = struct.unpack("<Q", file.read(8))
+    header = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    return {
+        key: _Stored(
+            file=file,
+            offset=8 + size + entry["data_offsets"][0],
+            code=entry["dtype"],
+            shape=tuple(entry["shape"]),
+        )
+        for key, entry in header.items()
+    }
 
 
 def weight_files(folder: str) -> list[str]:

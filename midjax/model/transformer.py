@@ -292,7 +292,7 @@ def _turns(
 ) -> dict[str, tuple[Float32[Array, "B T 1 R"], Float32[Array, "B T 1 R"]]]:
     """Kind of layer -> cos and sin; made once for kinds that share a rotary embedding."""
     made: dict[rope.Rope, Any] = {}
-    found = {}
+    found: dict[str, Any] = {}
     for kind in dict.fromkeys(config.layer_pattern):
         turning = config.rope_of(kind)
         if turning is None:

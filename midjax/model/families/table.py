@@ -233,7 +233,7 @@ def read(family: Family, theirs: Mapping[str, Any], **numerics: Any) -> Config:
             f"config.json lacks {', '.join(missing)}, which a model of type "
             f"{family.model_type!r} needs."
         )
-    for key, allowed in (_ONLY | dict(family.only)).items():
+    for key, allowed in {**_ONLY, **family.only}.items():
         value = theirs.get(key)
         if value is not None and value not in allowed:
             raise ValueError(
@@ -289,7 +289,7 @@ def write(family: Family, config: Config) -> dict[str, Any]:
             f"transformers refuses a {family.model_type} whose width is no multiple of its heads: "
             f"dim {config.dim}, heads {config.heads}."
         )
-    names = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
+    names = {ours: theirs for theirs, ours in reversed(list(_ACTIVATIONS.items()))}
     theirs: dict[str, Any] = {
         "architectures": [family.architecture],
         "model_type": family.model_type,

@@ -52,7 +52,10 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "longrope": ("factor", "original_context_tokens", "short_factors", "long_factors"),
     "llama3": ("factor", "original_context_tokens", "low_freq_factor", "high_freq_factor"),
 }
-_MAY = {"yarn": ("attention_factor",), "longrope": ("attention_factor",)}
+_MAY = {
+    "yarn": ("attention_factor",),
+    "longrope": ("attention_factor", "long_attention_factor"),
+}
 _LEAST = {"factor": 1, "original_context_tokens": 2}
 # Powers of two in the table of `_dynamic_freqs`: a stretch of 2^63 is beyond any document.
 _POWERS = 64
@@ -76,6 +79,7 @@ class RopeScaling:
       short_factors: divisors of the R frequencies in documents of up to L tokens (longrope).
       long_factors: the same in longer documents (longrope).
       attention_factor: multiplies cos and sin; None computes it (yarn, longrope).
+      long_attention_factor: the same in documents of over L tokens; None is no other (longrope).
       truncate: round the ramp's ends outwards to whole dimensions, as released code does (yarn).
     """
 
@@ -89,6 +93,7 @@ class RopeScaling:
     short_factors: tuple[float, ...] | None = None
     long_factors: tuple[float, ...] | None = None
     attention_factor: float | None = None
+    long_attention_factor: float | None = None
     truncate: bool | None = None
 
     def __post_init__(self) -> None:
@@ -236,8 +241,11 @@ def _longrope(
     assert original and scaling.factor
     if factor is None:
         factor = math.sqrt(1 + math.log(scaling.factor) / math.log(original))
-    divisors = scaling.long_factors if length_tokens > original else scaling.short_factors
-    return theta_R / np.array(divisors, np.float64), factor
+    if length_tokens <= original:
+        return theta_R / np.array(scaling.short_factors, np.float64), factor
+    return theta_R / np.array(scaling.long_factors, np.float64), (
+        scaling.long_attention_factor or factor
+    )
 
 
 def frequencies(
@@ -357,8 +365,9 @@ def angles(
     Raises:
       ValueError: lengths are needed and missing.
     """
-    freqs_R, factor = frequencies(rope, head_dim)
+    freqs_R, of_short = frequencies(rope, head_dim)
     freqs: Any = freqs_R
+    factor: Any = of_short
     if needs_lengths(rope):
         if lengths_BT is None:
             raise ValueError(
@@ -370,8 +379,10 @@ def angles(
         if rope.scaling.kind == "dynamic_ntk":
             freqs = _dynamic_freqs(rope, head_dim, lengths_BT)
         else:
-            long_R, _ = frequencies(rope, head_dim, original + 1)
-            freqs = jnp.where(lengths_BT[:, :, None, None] > original, long_R, freqs_R)
+            long_R, of_long = frequencies(rope, head_dim, original + 1)
+            is_long_BT11 = lengths_BT[:, :, None, None] > original
+            freqs = jnp.where(is_long_BT11, long_R, freqs_R)
+            factor = jnp.where(is_long_BT11, of_long, of_short)
     angle_BT1R = positions_BT[:, :, None, None].astype(jnp.float32) * freqs
     return jnp.cos(angle_BT1R) * factor, jnp.sin(angle_BT1R) * factor
 

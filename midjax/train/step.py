@@ -65,7 +65,7 @@ def loss_and_sums(
     batch: batch_lib.Batch,
     total_weight: jax.Array,
     total_tokens: jax.Array,
-) -> tuple[jax.Array, Metrics]:
+) -> tuple[jax.Array, dict[str, Any]]:
     """The part of the objective that these rows bring, and the sums behind the metrics.
 
     Args:
@@ -90,14 +90,14 @@ def loss_and_sums(
     weighted = jnp.where(batch.weights > 0, batch.weights * nll, 0.0)
     z = jnp.where(batch.weights > 0, batch.weights * jnp.square(log_z), 0.0)
     here = batch.source[..., None] == jnp.arange(sources)
-    sums = {
+    sums: dict[str, Any] = {
         "nll": weighted.sum(),
         "z": z.sum(),
         "nll_by_source": jnp.where(here, weighted[..., None], 0.0).sum((0, 1)),
         "weight_by_source": jnp.where(here, batch.weights[..., None], 0.0).sum((0, 1)),
     }
     objective = (sums["nll"] + loss.z_loss_weight * sums["z"]) / total_weight
-    if routers is not None:
+    if model.experts is not None and routers is not None:
         sums["routers"] = routers
         added = loss.balance_loss_weight * moe.balance_loss(routers, model.experts)
         added += loss.router_z_loss_weight * moe.router_z_loss(routers)
@@ -156,7 +156,7 @@ def make_train_step(
     stay, the step counts on, and the metric `skipped` is 1.
     """
 
-    def gradients(params: Any, batch: batch_lib.Batch) -> tuple[Any, Metrics]:
+    def gradients(params: Any, batch: batch_lib.Batch) -> tuple[Any, dict[str, Any]]:
         weight = jnp.maximum(batch.weights.sum(), 1.0)
         tokens = jnp.maximum((batch.segments > 0).sum(), 1)
         of_rows = jax.grad(

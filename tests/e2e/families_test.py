@@ -54,7 +54,8 @@ SETTINGS = {
 MESHES = {
     "fsdp x tensor": {"fsdp": 2, "tensor": 2},
     "context x tensor": {"context": 2, "tensor": 2},
-    "expert x fsdp": {"expert": 2, "fsdp": 2},
+    "expert x context": {"expert": 2, "context": 2},
+    "expert x tensor": {"expert": 2, "tensor": 2},
 }
 
 

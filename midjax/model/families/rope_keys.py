@@ -222,8 +222,16 @@ def _longrope(
         "long_factor": _divisors(config, head_dim, theta, original + 1),
     }
     if dialect.mscales:
-        mscales = dict.fromkeys(("short_mscale", "long_mscale"), attention_factor)
+        mscales = {
+            "short_mscale": attention_factor,
+            "long_mscale": scaling.long_attention_factor or attention_factor,
+        }
         return {"type": "longrope", **lists, **mscales, rope_read.ORIGINAL: original}, lengths
+    if scaling.long_attention_factor is not None:
+        raise ValueError(
+            "transformers has one attention factor for all lengths in this family; the model has "
+            f"long_attention_factor {scaling.long_attention_factor}."
+        )
     if dialect.longrope_only:
         if not is_implied:
             raise ValueError(

@@ -62,6 +62,7 @@ KINDS: Mapping[str, tuple[rope.Kind, Mapping[str, str]]] = {
             "short_factor": "short_factors",
             "long_factor": "long_factors",
             "attention_factor": "attention_factor",
+            "long_attention_factor": "long_attention_factor",
         },
     ),
     "llama3": (
@@ -110,7 +111,7 @@ def read(
         )
     dims = _rotary_dims(fields.pop("partial_rotary_factor", None), theirs, head_dim, dialect)
     ours, keys = KINDS[kind]
-    allowed = set(keys)
+    allowed = set(keys) - {"long_attention_factor"}  # filled in below, a key of nobody's
     if kind == "yarn":
         allowed |= {"mscale", "mscale_all_dim"}
     if kind == "longrope" and dialect.mscales:
@@ -212,12 +213,13 @@ def _longrope_fields(
     """Fills in the factor, and gives PhiMoE's attention factor its usual name."""
     if dialect.mscales:
         short, long = fields.pop("short_mscale", None), fields.pop("long_mscale", None)
-        if short is None or short != long:
+        if short is None or long is None:
             raise ValueError(
-                f"config.json has short_mscale {short} and long_mscale {long}; supported: the "
-                "same number for both."
+                f"config.json has short_mscale {short} and long_mscale {long}; both are needed."
             )
         fields["attention_factor"] = short
+        if long != short:
+            fields["long_attention_factor"] = long
     ratio = _context_tokens(theirs) / fields[ORIGINAL]
     factor = fields.setdefault("factor", max(ratio, 1.0))
     if "attention_factor" not in fields and not math.isclose(factor, max(ratio, 1.0)):

@@ -80,8 +80,12 @@ def test_longrope_takes_its_factor_from_the_lengths():
 def test_mscales_are_phimoes_attention_factor():
     found = read(PHIMOE | {"short_mscale": 1.243, "long_mscale": 1.243}, rope_keys.PHIMOE)
     assert (found.scaling.attention_factor, found.scaling.factor) == (1.243, 4.0)
-    with pytest.raises(ValueError, match="short_mscale 1.2 and long_mscale 1.3"):
-        read(PHIMOE | {"short_mscale": 1.2, "long_mscale": 1.3}, rope_keys.PHIMOE)
+    found = read(PHIMOE | {"short_mscale": 1.2, "long_mscale": 1.3}, rope_keys.PHIMOE)
+    original = found.scaling.original_context_tokens
+    factors = [rope.frequencies(found, 8, original + more)[1] for more in (0, 1)]
+    assert factors == [1.2, 1.3]
+    with pytest.raises(ValueError, match="short_mscale 1.2 and long_mscale None; both"):
+        read(PHIMOE | {"short_mscale": 1.2}, rope_keys.PHIMOE)
     with pytest.raises(ValueError, match="short_mscale None"):
         read(PHIMOE, rope_keys.PHIMOE)
 

@@ -18,11 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from midjax import files
+from midjax import files, log
 from midjax.model import architecture, tensor_files, transformer
 from midjax.model import remat as remat_lib
 from midjax.model.families import registry, table
 
+# Models that wrap a language model: model_type -> the part of config.json that describes it, and
+# the prefix of its tensors. Only that part is read.
+_WRAPPED: Mapping[str, tuple[str, str]] = {"gemma3": ("text_config", "language_model.")}
 # Rows are read in pieces of this size, so that a tensor and its conversion are never both whole.
 _PIECE_BYTES = 1 << 25
 
@@ -100,10 +103,18 @@ def read_config(folder: str) -> architecture.TransformerConfig:
         raise FileNotFoundError(f"{folder} is not a folder. Name a local Hugging Face folder.")
     if not os.path.exists(os.path.join(folder, "config.json")):
         raise FileNotFoundError(f"{folder} holds no config.json: not a Hugging Face folder.")
-    theirs = files.read_json(os.path.join(folder, "config.json"))
+    theirs, _ = _language_model(files.read_json(os.path.join(folder, "config.json")))
     registry.family(theirs.get("model_type"))  # before anything else: the name says most
     tensor_files.weight_files(folder)
     return config_from_hf(theirs)
+
+
+def _language_model(theirs: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The language model's config.json, and the prefix of its tensors."""
+    key, prefix = _WRAPPED.get(str(theirs.get("model_type")), ("", ""))
+    if key and isinstance(theirs.get(key), dict):
+        return theirs[key], prefix
+    return theirs, ""
 
 
 # ---- saving ----
@@ -210,7 +221,11 @@ def load(
       ValueError: something in it is not supported or does not fit.
     """
     found = read_config(folder)
-    with tensor_files.opened(folder) as reader:
+    _, prefix = _language_model(files.read_json(os.path.join(folder, "config.json")))
+    with tensor_files.opened(folder) as whole:
+        reader = whole.under(prefix)
+        if left := len(whole.names) - len(reader.names):
+            log.say(f"{folder}: {left} tensors outside of {prefix}* are left out")
         dtype: Any = reader.dtype
         if targets is not None:
             dtype = jax.tree.leaves(targets)[0].dtype.name

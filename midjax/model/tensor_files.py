@@ -71,6 +71,16 @@ class Reader:
         # float16 fits into float32 exactly.
         self.dtype = "bfloat16" if codes == {"BF16"} else "float32"
 
+    def under(self, prefix: str) -> "Reader":
+        """The tensors whose names begin with `prefix`, named without it."""
+        return Reader(
+            {
+                name.removeprefix(prefix): tensor
+                for name, tensor in self._stored.items()
+                if name.startswith(prefix)
+            }
+        )
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, from its header."""
         return self._stored[name].shape

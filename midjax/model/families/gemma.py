@@ -2,8 +2,8 @@
 """Gemma 2 (soft caps, windows in every other layer) and Gemma 3 (five of six, normed heads).
 
 Both scale embeddings by sqrt(dim), add 1 to the weight of a norm, have norms before and after each
-part, and scale scores by 1 / sqrt(query_pre_attn_scalar). Of Gemma 3 the text model is meant:
-gemma3_text.
+part, and scale scores by 1 / sqrt(query_pre_attn_scalar). Of Gemma 3 the language model is meant,
+gemma3_text; `hf` takes it out of a gemma3 that can see.
 """
 
 import math
@@ -76,6 +76,16 @@ _DEFAULTS: Mapping[str, Any] = {
     "sliding_window": 4096,
 }
 
+# Of the keys that files on the Hub leave out, what transformers then takes.
+_DEFAULTS3: Mapping[str, Any] = {
+    **_DEFAULTS,
+    "vocab_size": 262_208,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 131_072,
+    "rms_norm_eps": 1e-6,
+}
+
 GEMMA2 = table.Family(
     model_type="gemma2",
     architecture="Gemma2ForCausalLM",
@@ -93,7 +103,7 @@ GEMMA3 = table.Family(
     read=lambda theirs: _read(theirs, theirs.get("sliding_window_pattern", 6) - 1, "head"),
     write=_write,
     layer=_NORMS,
-    defaults=_DEFAULTS,
+    defaults=_DEFAULTS3,
     activation_key="hidden_activation",
     dialect=rope_keys.GEMMA3,
     rope_by_kind=True,

@@ -76,13 +76,17 @@ def our_logits(config, params, texts: list[np.ndarray], row_tokens: int = 96) ->
     return [found[end - len(text) : end] for text, end in zip(texts, ends, strict=True)]
 
 
+def assert_close(found: np.ndarray, want: np.ndarray, atol: float = 5e-5) -> None:
+    """Logits of the two, which are not zeros."""
+    assert np.abs(want).max() > 0.5
+    np.testing.assert_allclose(found, want, atol=atol)
+
+
 def assert_same(config, params, model, texts=None, atol: float = 5e-5, **kwargs) -> None:
     """Our packed row against transformers on each document alone."""
     texts = documents(config.vocab_size) if texts is None else texts
     for text, found in zip(texts, our_logits(config, params, texts, **kwargs), strict=True):
-        want = torch_logits(model, text)
-        assert np.abs(want).max() > 0.5  # not a comparison of zeros
-        np.testing.assert_allclose(found, want, atol=atol)
+        assert_close(found, torch_logits(model, text), atol)
 
 
 def bits(tree):

@@ -211,41 +211,44 @@ def correction_range(rope: Rope, head_dim: int) -> tuple[float, float]:
     return float(max(low, 0)), float(min(high, dims - 1))
 
 
-def _yarn(rope: Rope, theta_R: np.ndarray, head_dim: int) -> tuple[np.ndarray, float]:
+def _yarn(rope: Rope, turns_R: np.ndarray, head_dim: int) -> tuple[np.ndarray, float]:
     scaling = rope.scaling
     assert scaling.factor is not None
     low, high = correction_range(rope, head_dim)
     if low == high:
         high += 0.001
-    ramp_R = np.clip((np.arange(len(theta_R)) - low) / (high - low), 0, 1)
+    ramp_R = np.clip((np.arange(len(turns_R), dtype=np.float32) - low) / (high - low), 0, 1)
+    kept_R = 1 - ramp_R
     factor = scaling.attention_factor
     if factor is None:
         factor = 0.1 * math.log(scaling.factor) + 1
-    return theta_R * (1 - ramp_R) + theta_R / scaling.factor * ramp_R, factor
+    return 1 / (scaling.factor * turns_R) * (1 - kept_R) + 1 / turns_R * kept_R, factor
 
 
-def _by_turns(scaling: RopeScaling, theta_R: np.ndarray) -> np.ndarray:
+def _by_turns(scaling: RopeScaling, freqs_R: np.ndarray) -> np.ndarray:
     """llama3 and ntk_by_parts: one function, whose two bounds have two names."""
     low = scaling.low_freq_factor or scaling.beta_slow
     high = scaling.high_freq_factor or scaling.beta_fast
-    assert scaling.factor and scaling.original_context_tokens and low and high
-    turns_R = scaling.original_context_tokens * theta_R / (2 * math.pi)
-    blend_R = np.clip((turns_R - low) / (high - low), 0, 1)
-    return (1 - blend_R) * theta_R / scaling.factor + blend_R * theta_R
+    factor, original = scaling.factor, scaling.original_context_tokens
+    assert factor and original and low and high
+    wavelength_R = 2 * math.pi / freqs_R
+    share_R = (original / wavelength_R - low) / (high - low)
+    between_R = (1 - share_R) * freqs_R / factor + share_R * freqs_R
+    slow_R = np.where(wavelength_R > original / low, freqs_R / factor, between_R)
+    return np.where(wavelength_R < original / high, freqs_R, slow_R)
 
 
 def _longrope(
-    scaling: RopeScaling, theta_R: np.ndarray, length_tokens: int
+    scaling: RopeScaling, turns_R: np.ndarray, length_tokens: int
 ) -> tuple[np.ndarray, float]:
     original, factor = scaling.original_context_tokens, scaling.attention_factor
     assert original and scaling.factor
     if factor is None:
         factor = math.sqrt(1 + math.log(scaling.factor) / math.log(original))
-    if length_tokens <= original:
-        return theta_R / np.array(scaling.short_factors, np.float64), factor
-    return theta_R / np.array(scaling.long_factors, np.float64), (
-        scaling.long_attention_factor or factor
-    )
+    divisors = scaling.short_factors
+    if length_tokens > original:
+        divisors, factor = scaling.long_factors, scaling.long_attention_factor or factor
+    return 1 / (np.array(divisors, np.float32) * turns_R), factor
 
 
 def frequencies(
@@ -253,7 +256,9 @@ def frequencies(
 ) -> tuple[Float32[np.ndarray, "R"], float]:
     """Radians per token of every rotated pair, and the factor on cos and sin.
 
-    Computed in float64 and rounded once, so it is the same on every machine.
+    Powers are made in float64 and rounded once, so they are the same on every machine. What follows
+    is in float32 and in the order in which transformers computes, which then rounds as it does: at
+    position 100,000 a frequency of 1 that is off by its last bit turns by 0.01.
 
     Args:
       rope: theta and scaling; formulas in the module's docstring.
@@ -276,16 +281,18 @@ def frequencies(
         assert scaling.original_context_tokens
         over = max(length / scaling.original_context_tokens - 1, 0)
         theta = ntk_theta(theta, 1 + factor * over, dims)
-    theta_R = theta ** (-np.arange(0, dims, 2, dtype=np.float64) / dims)
+    exponents_R = np.arange(0, dims, 2, dtype=np.float64) / dims
+    turns_R = (theta**exponents_R).astype(np.float32)  # tokens per radian
+    freqs_R = 1 / turns_R
     if scaling.kind == "pi":
-        theta_R = theta_R / factor
+        freqs_R = freqs_R / factor
     elif scaling.kind == "yarn":
-        theta_R, attention_factor = _yarn(rope, theta_R, head_dim)
+        freqs_R, attention_factor = _yarn(rope, turns_R, head_dim)
     elif scaling.kind in ("llama3", "ntk_by_parts"):
-        theta_R = _by_turns(scaling, theta_R)
+        freqs_R = _by_turns(scaling, freqs_R)
     elif scaling.kind == "longrope":
-        theta_R, attention_factor = _longrope(scaling, theta_R, length)
-    return theta_R.astype(np.float32), float(attention_factor)
+        freqs_R, attention_factor = _longrope(scaling, turns_R, length)
+    return freqs_R, float(attention_factor)
 
 
 def needs_lengths(rope: Rope) -> bool:

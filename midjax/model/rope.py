@@ -160,6 +160,18 @@ def _llama3(scaling: RopeScaling, theta_R: np.ndarray) -> np.ndarray:
     return (1 - blend_R) * theta_R / scaling.factor + blend_R * theta_R
 
 
+def check_head_dim(rope: Rope, head_dim: int) -> None:
+    """Refuses a head that cannot be turned.
+
+    Raises:
+      ValueError: an odd number of dimensions, or under 4.
+    """
+    if head_dim % 2 or head_dim < 4:
+        raise ValueError(
+            f"RoPE turns pairs of dimensions: head_dim must be even and at least 4, got {head_dim}."
+        )
+
+
 def frequencies(rope: Rope, head_dim: int) -> tuple[Float32[np.ndarray, "R"], float]:
     """Radians per token of every rotated pair, and the factor on cos and sin.
 
@@ -172,10 +184,7 @@ def frequencies(rope: Rope, head_dim: int) -> tuple[Float32[np.ndarray, "R"], fl
     Returns:
       Frequencies [H/2] in float32, and the attention factor (1 but for YaRN).
     """
-    if head_dim % 2 or head_dim < 4:
-        raise ValueError(
-            f"RoPE turns pairs of dimensions: head_dim must be even and at least 4, got {head_dim}."
-        )
+    check_head_dim(rope, head_dim)
     scaling, theta, attention_factor = rope.scaling, rope.theta, 1.0
     factor = scaling.factor or 1.0
     if scaling.kind == "ntk":

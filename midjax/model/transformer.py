@@ -15,94 +15,33 @@ plain nested dict, with the layers stacked along a leading axis L:
 import dataclasses
 import functools
 import math
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray
 
-from midjax.model import attention, rope, sharding
+from midjax.model import architecture, attention, rope, sharding
 
 Params = dict[str, Any]
-Dtype = Literal["float32", "bfloat16"]
-
-_SIZES = ("vocab_size", "dim", "layers", "heads", "kv_heads", "head_dim", "ffn_dim",
-          "context_tokens", "loss_chunk_tokens")  # fmt: skip
+TransformerConfig = architecture.TransformerConfig
+Dtype = architecture.Dtype
 # More layers than this stay a loop, so that compiling takes the time of one layer.
 _MOST_FLAT_LAYERS = 8
-_CHOICES = {
-    "param_dtype": ("float32", "bfloat16"),
-    "compute_dtype": ("float32", "bfloat16"),
-    "remat": ("none", "full", "dots"),
-}
+# Fields that this decoder computes at their defaults only.
+_NOT_YET = ("norm", "norm_placement", "qk_norm", "qkv_bias", "out_bias", "mlp_bias", "head_bias",
+            "activation", "attention_softcap", "logits_softcap", "clip_qkv", "embed_scale",
+            "layer_pattern", "window_tokens", "window_rope", "experts", "dense_layers")  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TransformerConfig:
-    """Shape and numerics of the model.
-
-    Attributes:
-      vocab_size: V.
-      dim: D.
-      layers: L.
-      heads: N.
-      kv_heads: K; divides N. N is plain multi-head attention.
-      head_dim: H, even. Need not be D / N.
-      ffn_dim: F.
-      norm_eps: added to the mean square in RMSNorm.
-      tied_head: the head is the embedding transposed.
-      context_tokens: the longest row it is trained on. Nothing in the computation depends on it.
-      rope: rotary embedding.
-      initializer_std: of every matrix, embedding included; norms start at 1.
-      param_dtype: how parameters are held. bfloat16 loses small updates: for inference.
-      compute_dtype: of matrix products and activations. Norms, softmax, rotation and loss are
-        float32 always.
-      remat: what the backward pass makes again per layer: "none", "full" (keeps the layers'
-        inputs only) or "dots" (keeps the products with weights).
-      loss_chunk_tokens: positions per chunk of the loss; see `loss.token_losses`.
-    """
-
-    vocab_size: int
-    dim: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    ffn_dim: int
-    norm_eps: float
-    tied_head: bool
-    context_tokens: int
-    rope: rope.Rope
-    initializer_std: float
-    param_dtype: Dtype
-    compute_dtype: Dtype
-    remat: Literal["none", "full", "dots"]
-    loss_chunk_tokens: int
-
-    def __post_init__(self) -> None:
-        for name in _SIZES:
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"TransformerConfig.{name} must be 1 or more, got {getattr(self, name)}."
-                )
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"TransformerConfig.{name} is {getattr(self, name)!r}; "
-                    f"allowed: {', '.join(allowed)}."
-                )
-        if self.heads % self.kv_heads:
+def _check_computed(config: TransformerConfig) -> None:
+    for field in dataclasses.fields(config):
+        if field.name in _NOT_YET and getattr(config, field.name) != field.default:
             raise ValueError(
-                f"TransformerConfig.kv_heads must divide heads, got {self.kv_heads} and "
-                f"{self.heads}."
+                f"TransformerConfig.{field.name} = {getattr(config, field.name)!r} is not computed "
+                f"yet; leave it at {field.default!r}."
             )
-        if self.norm_eps <= 0 or self.initializer_std <= 0:
-            raise ValueError(
-                "TransformerConfig.norm_eps and initializer_std must be over 0, got "
-                f"{self.norm_eps} and {self.initializer_std}."
-            )
-        rope.frequencies(self.rope, self.head_dim)  # an odd head_dim is refused here
 
 
 def _matrix(
@@ -152,6 +91,7 @@ class Layer(nnx.Module):
     """Pre-norm attention, then pre-norm SwiGLU, each added to the stream."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs) -> None:
+        _check_computed(config)
         self.config = config
         D, N, K, H, F = (
             config.dim, config.heads, config.kv_heads, config.head_dim, config.ffn_dim,
@@ -188,7 +128,7 @@ class Layer(nnx.Module):
             k_BTKH,
             sharding.constrain(v_BTKH, kv_heads),
             context.segments_BT,
-            1 / math.sqrt(self.config.head_dim),
+            self.config.attention_scale or 1 / math.sqrt(self.config.head_dim),
         )
         return project(out_BTNH, self.wo[...], dtype)
 
@@ -323,6 +263,8 @@ def logits(
         weights_DV.astype(config.compute_dtype),
         preferred_element_type=jnp.float32,
     ).reshape(*hidden_BTD.shape[:2], config.vocab_size)
+    if config.logits_scale is not None:
+        logits_BTV *= config.logits_scale
     return sharding.constrain(logits_BTV, ("batch", "length", "vocab"))
 
 

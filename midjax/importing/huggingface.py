@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hugging Face folders as an imported run: parameters and tokenizer, no optimizer state.
+
+A run can also begin from such a folder without an import, with `Start.huggingface`; an import gives
+it a place that `midjax eval` and `midjax export` read, and a proof of its norms.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from midjax import files
+from midjax.importing import foreign, tokenizer_files
+from midjax.model import architecture, hf, transformer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HuggingFace:
+    """A local Hugging Face folder with safetensors.
+
+    Attributes:
+      path: the folder.
+    """
+
+    path: str
+
+    def open(self, model: architecture.TransformerConfig | None) -> foreign.Foreign:
+        """Reads config.json and the tokenizer.
+
+        Raises:
+          FileNotFoundError, ValueError: see `hf.read_config`.
+          ForeignError: the model that was given contradicts config.json.
+        """
+        model = foreign.agree(model, hf.read_config(self.path), f"{self.path}/config.json")
+        has_tokenizer = (files.path(self.path) / "tokenizer.json").exists()
+        return foreign.Foreign(
+            origin={"format": "huggingface", "path": self.path},
+            model=model,
+            load=lambda targets: load(self.path, targets),
+            tokenizer=tokenizer_files.read(self.path) if has_tokenizer else None,
+        )
+
+
+def load(folder: str, targets: transformer.Params) -> transformer.Params:
+    """Parameters of a folder with the dtypes and shardings of `targets`."""
+    _, params = hf.load(folder)
+    return jax.tree.map(
+        lambda x, want: jax.device_put(np.asarray(x, want.dtype), want.sharding), params, targets
+    )

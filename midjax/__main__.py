@@ -129,11 +129,23 @@ def _train(arguments: list[str]) -> None:
     loop.go(begun)
 
 
-def _found(run_dir: str, step: int | None) -> tuple[Any, int, dict[str, Any]]:
-    """(model config, step, facts) of a run's checkpoint, the newest for None. Reads JSON only."""
-    from midjax import checkpoint, config
+def _import(arguments: list[str]) -> None:
+    root = _load("import", arguments)
+    from midjax import config
+    from midjax.importing import recipe
 
-    model = config.load_run(run_dir, "train").model
+    recipe.run(root)
+    config.save(root, root.output)
+
+
+def _found(run_dir: str, step: int | None) -> tuple[Any, int, dict[str, Any]]:
+    """(model config, step, facts) of a run's checkpoint, the newest for None. Reads JSON only.
+
+    The model is the checkpoint's own, so that a run that was imported is read like any other.
+    """
+    from midjax import checkpoint, config
+    from midjax.model import architecture
+
     found = checkpoint.steps(run_dir)
     if not found or (step is not None and step not in found):
         raise checkpoint.CheckpointError(
@@ -141,7 +153,9 @@ def _found(run_dir: str, step: int | None) -> tuple[Any, int, dict[str, Any]]:
             f"{'the newest' if step is None else step}. Train it first."
         )
     step = found[-1] if step is None else step
-    return model, step, checkpoint.read_facts(run_dir, step)
+    facts = checkpoint.read_facts(run_dir, step)
+    model = config.from_plain(architecture.TransformerConfig, facts["manifest"]["model"])
+    return model, step, facts
 
 
 def _params(model: Any, run_dir: str, step: int, mesh: Any) -> Any:
@@ -242,6 +256,16 @@ Writes build/demo/: report.html, export/ (a Hugging Face folder), tokens/ and th
 Reads JSON lines (.gz too) or plain text, writes OUTPUT/<source>/ with token shards and a
 manifest (tokenizer hash, counts, what was dropped and why). Sources whose files did not change
 are kept as they are.""",
+    ),
+    "import": Verb(
+        _import,
+        "a checkpoint of MaxText, llama2.c or Hugging Face -> a run directory to start from",
+        """\
+  midjax import --gin_file=gin/recipes/import_maxtext.gin --gin.MaxText.path=CHECKPOINTS/STEP
+
+Writes Import.output: checkpoints/<step>/ with parameters and, where the source has them, Adam's
+moments, counts and learning rate; tokenizer/, import.json (what was made of what, what was left
+out) and config.json. Start a run from it with Start.run; eval and export read it like any run.""",
     ),
     "train": Verb(
         _train,

@@ -102,7 +102,7 @@ class Store:
         step: int,
         *,
         params: Any,
-        opt_state: Mapping[str, Any],
+        opt_state: Mapping[str, Any] | None,
         data: Mapping[str, Any],
         facts: Mapping[str, Any],
     ) -> None:
@@ -111,14 +111,16 @@ class Store:
         Args:
           step: updates done; above every step saved before.
           params: parameter tree.
-          opt_state: `optimizer.to_parts` of the optimizer state.
-          data: position in the data, plain JSON.
+          opt_state: `optimizer.to_parts` of the optimizer state; None saves none.
+          data: position in the data, plain JSON; empty where there is none.
           facts: what the manifest says besides norms and digests, plain JSON.
         """
         latest = self._manager.latest_step()
         if latest is not None and step <= latest:
             raise CheckpointError(f"Cannot save step {step}: step {latest} is there already.")
-        arrays = {"params": params, "opt_state": dict(opt_state)}
+        arrays = {"params": params}
+        if opt_state is not None:
+            arrays["opt_state"] = dict(opt_state)
         manifest = dict(facts) | {
             "format": FORMAT,
             "arrays": describe(arrays),
@@ -130,8 +132,7 @@ class Store:
         saved = self._manager.save(
             step,
             args=args.Composite(
-                params=args.StandardSave(arrays["params"]),
-                opt_state=args.StandardSave(arrays["opt_state"]),
+                **{name: args.StandardSave(tree) for name, tree in arrays.items()},
                 step=args.JsonSave({"step": step}),
                 data=args.JsonSave(dict(data)),
                 manifest=args.JsonSave(manifest),
@@ -218,12 +219,14 @@ def lineage(run_dir: str, step: int) -> list[dict[str, Any]]:
                 raise
             break
         data, parent = facts["data"], facts["manifest"]["parent"]
-        tokens = {
-            name: (rows - data["begun_rows"].get(name, 0)) * data["row_tokens"]
-            for name, rows in data["drawn_rows"].items()
-        }
-        found[0]["tokens by source"] = tokens
-        if parent["huggingface"]:
+        if data:
+            found[0]["tokens by source"] = {
+                name: (rows - data["begun_rows"].get(name, 0)) * data["row_tokens"]
+                for name, rows in data["drawn_rows"].items()
+            }
+        if parent.get("imported"):
+            found.insert(0, {"imported from": parent["imported"]})
+        elif parent["huggingface"]:
             found.insert(0, {"Hugging Face folder": parent["huggingface"]})
         elif parent["run"]:
             place = (parent["run"], parent["step"])
@@ -363,6 +366,12 @@ def _digest(x: jax.Array) -> jax.Array:
         index = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
         place = _mix(place + index + np.uint32(0x9E3779B9))
     return jnp.sum(_mix(bits + place), dtype=jnp.uint32)
+
+
+def unordered_digest(x: jax.Array) -> jax.Array:
+    """32-bit digest of an array's numbers in any order and shape: a rearrangement keeps it."""
+    bits = jax.lax.bitcast_convert_type(x, _UINT[x.dtype.itemsize]).astype(jnp.uint32)
+    return jnp.sum(_mix(bits + np.uint32(0x9E3779B9)), dtype=jnp.uint32)
 
 
 def _mix(h: jax.Array) -> jax.Array:

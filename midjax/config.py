@@ -30,13 +30,15 @@ from midjax import files
 from midjax.strict import build, fields, places, text
 
 ConfigError = fields.ConfigError
-to_json, from_json, changes, show = fields.to_json, fields.from_json, fields.changes, text.show
+to_json, from_json, from_plain = fields.to_json, fields.from_json, fields.from_plain
+changes, show = fields.changes, text.show
 gin_root = places.gin_root
 
 # verb -> "module:class" of its root. A module is imported when its verb is loaded, not before, so
 # that `midjax --help` imports neither jax nor tensorflow.
 ROOTS = {
     "tokenize": "midjax.batches.tokenize:Tokenize",
+    "import": "midjax.importing.recipe:Import",
     "train": "midjax.train.recipe:Train",
     "eval": "midjax.evals.run:Eval",
     "export": "midjax.export:Export",
@@ -126,8 +128,7 @@ def _bound(cls: type, scope: str) -> Mapping[str, build.Binding]:
 
 def save(root: Any, run_dir: str | os.PathLike[str]) -> None:
     """Writes `config.json` (what eval, export and resume read) and `config.gin` (for people)."""
-    cls = type(root)
-    verb = {place: verb for verb, place in ROOTS.items()}.get(f"{cls.__module__}:{cls.__name__}")
+    verb = _verb(root)
     jax = sys.modules.get("jax")
     record = {
         "midjax": midjax.__version__,
@@ -143,6 +144,12 @@ def save(root: Any, run_dir: str | os.PathLike[str]) -> None:
     )
     files.write_text(folder / "config.gin", header + text.gin(root))
     files.write_json(folder / "config.json", record)
+
+
+def _verb(root: Any) -> str | None:
+    """The verb whose root this is."""
+    place = f"{type(root).__module__}:{type(root).__name__}"
+    return {place: verb for verb, place in ROOTS.items()}.get(place)
 
 
 def read(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -180,9 +187,15 @@ def guard_resume(root: Any, run_dir: str | os.PathLike[str], loose: Sequence[str
     """
     if not (files.path(run_dir) / "config.json").is_file():
         return []
+    record = read(run_dir)
+    if (asked := _verb(root)) != record.get("verb"):
+        raise ConfigError(
+            f"{run_dir} was written by `midjax {record.get('verb')}`, not by `midjax {asked}`. "
+            "Give this run another folder."
+        )
     allowed: list[str] = []
     refused: list[str] = []
-    for path, old, new in changes(read(run_dir)["config"], to_json(root)):
+    for path, old, new in changes(record["config"], to_json(root)):
         may = any(re.match(rf"{re.escape(name)}(?![\w])", path) for name in loose)
         (allowed if may else refused).append(f"{path}: {old!r} -> {new!r}")
     if refused:

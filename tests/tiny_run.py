@@ -47,7 +47,7 @@ def model(**kwargs) -> architecture.TransformerConfig:
 def adamw(**kwargs) -> optimizer.AdamW:
     given = {
         "b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "decay_embedding": False,
-        "clip_norm": 1.0, "moments_dtype": "float32",
+        "decay_norms": False, "clip_norm": 1.0, "moments_dtype": "float32",
     }  # fmt: skip
     return optimizer.AdamW(**(given | kwargs))
 

@@ -25,7 +25,8 @@ Routing = Literal["softmax", "sparsemixer"]
 _SIZES = ("vocab_size", "dim", "layers", "heads", "kv_heads", "head_dim", "ffn_dim",
           "context_tokens", "loss_chunk_tokens")  # fmt: skip
 _ABOVE_ZERO = ("norm_eps", "initializer_std", "attention_scale", "attention_softcap",
-               "logits_softcap", "clip_qkv", "embed_scale", "window_tokens")  # fmt: skip
+               "logits_softcap", "logits_scale", "clip_qkv", "embed_scale",
+               "window_tokens")  # fmt: skip
 _CHOICES = {
     "param_dtype": Dtype,
     "compute_dtype": Dtype,
@@ -115,6 +116,8 @@ class TransformerConfig:
       activation: of the gate.
       attention_scale: on query-key products; None is 1 / sqrt(head_dim).
       attention_softcap, logits_softcap: c in c * tanh(x / c) on scores; None for none.
+      logits_scale: the head's scores are multiplied by it, before their soft cap; None for none.
+        MaxText divides those of a tied head by sqrt(dim).
       clip_qkv: queries, keys and values are clipped to +- this (OLMoE); None for none.
       embed_scale: embeddings are multiplied by it (Gemma: sqrt(dim)); None for none.
       layer_pattern: kinds of layers, repeated over the depth: layer i is of kind
@@ -154,6 +157,7 @@ class TransformerConfig:
     attention_scale: float | None = None
     attention_softcap: float | None = None
     logits_softcap: float | None = None
+    logits_scale: float | None = None
     clip_qkv: float | None = None
     embed_scale: float | None = None
     layer_pattern: tuple[LayerType, ...] = ("full",)

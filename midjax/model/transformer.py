@@ -343,6 +343,8 @@ def logits(
         weights_DV.astype(config.compute_dtype),
         preferred_element_type=jnp.float32,
     ).reshape(*hidden_BTD.shape[:2], config.vocab_size)
+    if config.logits_scale is not None:
+        logits_BTV *= config.logits_scale
     if config.head_bias:
         logits_BTV += placed(config, params, "head_bias").astype(jnp.float32)
     if config.logits_softcap is not None:

@@ -294,6 +294,25 @@ def from_json(cls: type, data: Any) -> Any:
     return _decode(data, cls, cls.__name__)
 
 
+def from_plain(cls: type, data: Any) -> Any:
+    """`from_json` of what `dataclasses.asdict` made: no object says of which class it is.
+
+    Raises:
+      ConfigError: as `from_json`.
+    """
+    return from_json(cls, _tagged(data, cls))
+
+
+def _tagged(value: Any, annotation: Any) -> Any:
+    classes = _classes_in(annotation, describe(annotation))
+    if isinstance(value, dict) and len(classes) == 1:
+        (cls,) = classes
+        known = hints(cls)
+        inner = {k: _tagged(v, known[k]) if k in known else v for k, v in value.items()}
+        return {TAG: cls.__name__} | inner
+    return value
+
+
 def _decode(data: dict[str, Any], cls: type, where: str) -> Any:
     if data.get(TAG) != cls.__name__:
         raise ConfigError(f"{where} must be a {cls.__name__}, got {TAG} {data.get(TAG)!r}.")

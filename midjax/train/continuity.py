@@ -78,9 +78,11 @@ def arrays(origin: start_lib.Origin, targets: Mapping[str, Any]) -> None:
         )
 
 
-def tokenizer(where: str, theirs: str, ours: str) -> None:
-    """Ids mean the same words: both hashes are of `tokenizer.json`."""
-    if theirs != ours:
+def tokenizer(where: str, theirs: str | None, ours: str) -> None:
+    """Ids mean the same words: both hashes are of `tokenizer.json`; None is not known."""
+    if theirs is None:
+        log.say(f"{where} came without a tokenizer: whether it is the data's cannot be checked")
+    elif theirs != ours:
         raise start_lib.StartError(
             f"{where} was trained on another tokenizer ({theirs[:12]}...) than this data "
             f"({ours[:12]}...): its ids would mean other words. Tokenize the data with the "
@@ -96,6 +98,30 @@ def huggingface(folder: str, wanted: architecture.TransformerConfig, tokenizer_h
         tokenizer(folder, files.sha256_of(file), tokenizer_hash)
     else:
         log.say(f"{folder} has no tokenizer.json: whether it is the data's cannot be checked")
+
+
+def imported(origin: start_lib.Origin) -> None:
+    """What is to be kept is there: an imported checkpoint has no data position.
+
+    It has moments only if the training that it comes from kept them.
+    """
+    if origin.run is None or origin.data:
+        return
+    where = f"{origin.run}, step {origin.step}, was imported and"
+    if origin.kind == "own":
+        raise start_lib.StartError(
+            f"Train.run_dir = {origin.run!r} holds an imported checkpoint, not one of this run. "
+            "Give the run a folder of its own and name the imported one in Start.run."
+        )
+    if origin.parts & {"data", "rng"}:
+        raise start_lib.StartError(
+            f"{where} holds no position in any data. Put 'data' and 'rng' in Start.reset, or use "
+            "Start.kind = 'anneal'."
+        )
+    if "moments" in origin.parts and origin.manifest["adam_count"] is None:
+        raise start_lib.StartError(
+            f"{where} holds no moments of Adam, as its source had none. Use Start.kind = 'weights'."
+        )
 
 
 def learning_rate(origin: start_lib.Origin, start: start_lib.Start, first_lr: float) -> None:
@@ -122,7 +148,9 @@ def steps(origin: start_lib.Origin, data: loader_lib.Data, total_steps: int) -> 
     if "step" not in origin.parts or origin.step is None:
         return 0
     theirs = origin.data
-    if (theirs["row_tokens"], theirs["batch_rows"]) != (data.row_tokens, data.batch_rows):
+    if not theirs:
+        log.say(f"{origin.run} was imported: its step is kept, whatever batches it counted")
+    elif (theirs["row_tokens"], theirs["batch_rows"]) != (data.row_tokens, data.batch_rows):
         raise start_lib.StartError(
             f"The step of {origin.run} counts batches of {theirs['batch_rows']} rows of "
             f"{theirs['row_tokens']} tokens, and this recipe's have {data.batch_rows} rows of "

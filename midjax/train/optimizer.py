@@ -22,9 +22,9 @@ class AdamW:
 
     Attributes:
       b1, b2, eps: of Adam; eps is added outside the square root.
-      weight_decay: decoupled, times the learning rate, on the matrices of the layers and the head;
-        norms never decay.
+      weight_decay: decoupled, times the learning rate, on the matrices of the layers and the head.
       decay_embedding: whether the embedding table (and with it a tied head) decays.
+      decay_norms: whether norms and biases decay, as MaxText has it.
       clip_norm: global norm above which gradients are scaled down; None for no clip.
       moments_dtype: of mu.
     """
@@ -34,6 +34,7 @@ class AdamW:
     eps: float
     weight_decay: float
     decay_embedding: bool
+    decay_norms: bool
     clip_norm: float | None
     moments_dtype: Literal["float32", "bfloat16"]
 
@@ -68,14 +69,32 @@ def make(
     )
 
 
+# Parameters that always decay, by name. Experts are stacks of such matrices.
+_MATRICES = frozenset(
+    ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down", "head",
+     "router", "expert_gate", "expert_up", "expert_down")
+)  # fmt: skip
+
+
 def decay_mask(config: AdamW, params: Any) -> Any:
-    """True where weight decay applies. Names decide, not ranks, as layers are stacked."""
+    """True where weight decay applies. Names decide, not ranks, as layers are stacked.
+
+    Raises:
+      ValueError: a parameter that no rule names.
+    """
 
     def decays(path: Any, _: Any) -> bool:
         name = path[-1].key
         if name == "embed":
             return config.decay_embedding
-        return not name.endswith("norm")
+        if name.endswith(("norm", "bias")):
+            return config.decay_norms
+        if name in _MATRICES:
+            return True
+        raise ValueError(
+            f"No rule says whether the parameter {name!r} decays. Add it to optimizer._MATRICES, "
+            "or call it ..._norm or ..._bias."
+        )
 
     return jax.tree_util.tree_map_with_path(decays, params)
 

@@ -57,6 +57,7 @@ def prepare(config: recipe.Train) -> Prepared:
       checkpoint.DamagedError: the JSON of the chosen checkpoint is not what was saved.
     """
     origin = start_lib.choose(config.start, config.run_dir)
+    continuity.imported(origin)
     recipe_seed = config.data.mixture.seed
     if "rng" in origin.parts and origin.data:
         config = _with_seed(config, origin.data["seed"])

@@ -17,7 +17,9 @@ Precedence, first match wins:
     data            keep    reset   reset    position in each source
     rng             keep    reset   reset    seed of the data order
 
-`anneal` is what OLMo 2 and 3 do (load_optim_state=True, load_trainer_state=False).
+`anneal` is what OLMo 2 and 3 do (load_optim_state=True, load_trainer_state=False). A checkpoint
+that `midjax import` wrote is another run's checkpoint without `data` and `rng`, and without
+moments where its source had none.
 """
 
 import dataclasses

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads what other code saved with Orbax, by name. Besides `checkpoint`, only this knows Orbax."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from midjax import checkpoint, files
+
+
+class OrbaxItem:
+    """A PyTree item that other code wrote with Orbax, read by name, without the code's own types.
+
+    Attributes:
+      arrays: "opt_state/0/mu/w" -> shape and dtype of every array in it. A path's parts are keys of
+        dicts, fields of named tuples and numbers of lists: Orbax checks the length of a list, so
+        what is in one is looked up by the names below it.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = str(files.path(folder).resolve())
+        self._checkpointer = ocp.PyTreeCheckpointer()
+        try:
+            self._tree = self._checkpointer.metadata(self._folder).item_metadata.tree
+        except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
+            what = f"{folder} holds no PyTree item of Orbax: {type(error).__name__}: {error}"
+            raise checkpoint.CheckpointError(what) from error
+        self.arrays = {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+            for name, leaf in checkpoint.named_leaves(self._tree)
+            if hasattr(leaf, "shape")
+        }
+
+    def read(self, shardings: Mapping[str, jax.sharding.Sharding]) -> dict[str, jax.Array]:
+        """The named arrays, each with its sharding; no other is read.
+
+        Raises:
+          checkpoint.CheckpointError: damaged, or out of reach.
+        """
+
+        def wanted(path: Any, leaf: Any) -> Any:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            if name not in shardings:
+                return ocp.PLACEHOLDER
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[name])
+
+        item = jax.tree_util.tree_map_with_path(wanted, self._tree)
+        how = ocp.checkpoint_utils.construct_restore_args(item)
+        args = ocp.args.PyTreeRestore(item=item, restore_args=how)
+        try:
+            found = dict(
+                checkpoint.named_leaves(self._checkpointer.restore(self._folder, args=args))
+            )
+        except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
+            what = f"{self._folder} cannot be read: {type(error).__name__}: {error}"
+            raise checkpoint.CheckpointError(what) from error
+        return {name: found[name] for name in shardings}

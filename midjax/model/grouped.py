@@ -53,7 +53,8 @@ def _tiles(rows: int, groups: int, inner: int, outer: int, itemsize: int) -> tup
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _megablox(lhs_RX: Array, rhs_EXY: Array, sizes_E: Array, interpret: bool) -> Array:
-    tiles = _tiles(lhs_RX.shape[0], *rhs_EXY.shape, rhs_EXY.itemsize)
+    groups, inner, outer = rhs_EXY.shape
+    tiles = _tiles(lhs_RX.shape[0], groups, inner, outer, rhs_EXY.itemsize)
     return gmm(lhs_RX, rhs_EXY, sizes_E, lhs_RX.dtype, tiles, interpret=interpret)
 
 
@@ -98,7 +99,10 @@ def matmul(
       rhs_EXY: a matrix per group.
       sizes_E: rows per group; their sum is R at most.
       kernel: "ragged_dot" is XLA's own operation; "megablox" JAX's Pallas kernel for TPU, and
-        "megablox_interpret" that one computed step by step on any device.
+        "megablox_interpret" that one computed step by step on any device. On a CPU ragged_dot
+        multiplies every row by every matrix. For a TPU it becomes a grouped kernel as fast as
+        megablox for narrow experts, but one of 128 x 128 x 128 tiles where many values are
+        summed over (14,336 in Mixtral): some 30 times the cycles of the same work in megablox.
     """
     if kernel == "ragged_dot":
         return jax.lax.ragged_dot(lhs_RX, rhs_EXY, sizes_E)

@@ -18,6 +18,7 @@ Memory per device, for n tokens of its own, k experts per token, F / t of the ml
     `_SLACK` * k * n rows as above at a time. Rows are worked off in as many such pieces as there
     are, most often one; all tokens on one expert cost time, not memory. The backward pass keeps
     nothing of the experts: it computes their gate and up again.
+The backward pass holds gradients of the same sizes beside all of these.
 
 Shape suffixes: B batch, T length, D model width, F experts' width, E experts (of this device),
 K experts per token; N tokens of this device, M tokens of its expert group, P = M * K (token, slot)
@@ -353,6 +354,7 @@ def apply(
     Raises:
       ValueError: on a mesh whose axes don't divide the batch, its length, E, D or F.
     """
+    assert weights["router"].shape[1] == weights["expert_gate"].shape[0] == config.count
     on_device = functools.partial(_on_device, config, activation, grouped.kernel(), dtype)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:

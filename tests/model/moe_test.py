@@ -255,6 +255,7 @@ MESHES = {
     "data 2 x tensor 2": {"data": 2, "tensor": 2},
     "fsdp 2 x context 2": {"fsdp": 2, "context": 2},
     "fsdp 4": {"fsdp": 4},
+    "tensor 4": {"tensor": 4},
 }
 # (experts per token, all tokens to the same ones)
 CASES = [(2, False), (2, True), (8, False)]

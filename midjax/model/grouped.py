@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, Int
 
 Kernel = Literal["ragged_dot", "megablox", "megablox_interpret"]
 
-# Of the 16 MiB that a kernel has by default on v5e, v5p and v6e.
+# What the compilers for v5e, v5p and v6e take with their default limit on scoped VMEM, with some
+# room for what the kernel computes in between.
 _MOST_VMEM_BYTES = 11 * 2**20
 
 
@@ -100,9 +101,10 @@ def matmul(
       sizes_E: rows per group; their sum is R at most.
       kernel: "ragged_dot" is XLA's own operation; "megablox" JAX's Pallas kernel for TPU, and
         "megablox_interpret" that one computed step by step on any device. On a CPU ragged_dot
-        multiplies every row by every matrix. For a TPU it becomes a grouped kernel as fast as
-        megablox for narrow experts, but one of 128 x 128 x 128 tiles where many values are
-        summed over (14,336 in Mixtral): some 30 times the cycles of the same work in megablox.
+        multiplies every row by every matrix. For a TPU it becomes a grouped kernel too; by the
+        instructions that the compiler for v5e emits (nothing was measured on one) it is on a par
+        with megablox for narrow experts, but falls back to tiles of 128 x 128 x 128 where many
+        values are summed over (14,336 in Mixtral), at some 30 times the cycles.
     """
     if kernel == "ragged_dot":
         return jax.lax.ragged_dot(lhs_RX, rhs_EXY, sizes_E)

@@ -18,6 +18,7 @@ Memory per device, for n tokens of its own, k experts per token, F / t of the ml
     `_SLACK` * k * n rows as above at a time. Rows are worked off in as many such pieces as there
     are, most often one; all tokens on one expert cost time, not memory. The backward pass keeps
     nothing of the experts: it computes their gate and up again.
+The backward pass holds gradients of the same sizes beside all of these.
 
 Shape suffixes: B batch, T length, D model width, F experts' width, E experts (of this device),
 K experts per token; N tokens of this device, M tokens of its expert group, P = M * K (token, slot)
@@ -87,9 +88,12 @@ def _spread(x: Array, index_R: Array, places: Array) -> Array:
 
 @jax.custom_vjp
 def _collect(rows: Array, index_R: Array, places: Array) -> Array:
-    """Sums over the last axis of `places` of rows there; places past the last row count nothing."""
+    """Sums over the first axis of `places` of the rows there; places past the last row are 0.
+
+    The first axis, because a TPU would have to lay [N, K, D] out anew.
+    """
     found = rows.at[places].get(mode="fill", fill_value=0)
-    return jnp.sum(found, axis=places.ndim - 1, dtype=jnp.float32).astype(rows.dtype)
+    return jnp.sum(found, axis=0, dtype=jnp.float32).astype(rows.dtype)
 
 
 _spread.defvjp(
@@ -146,11 +150,11 @@ def _alone(
     place_P = jnp.argsort(pair_P)
     place_P = jnp.where(place_P < total, place_P, rows)
     pair_R, own_R = _resized(pair_P, rows), jnp.arange(rows) < total
-    token_R, place_NK = pair_R // slots, place_P.reshape(-1, slots)
-    rows_RD = _spread(x_ND, token_R, place_NK)
-    weight_R = _spread(weight_NK.reshape(-1), pair_R, place_P[:, None])
+    token_R, place_KN = pair_R // slots, place_P.reshape(-1, slots).T
+    rows_RD = _spread(x_ND, token_R, place_KN)
+    weight_R = _spread(weight_NK.reshape(-1), pair_R, place_P[None])
     out_RD = _through_experts(activation, kernel, rows_RD, weight_R, experts, own_R, sizes_E)
-    return _collect(out_RD, token_R, place_NK)
+    return _collect(out_RD, token_R, place_KN)
 
 
 # ---- some of the experts, on the rows of many tokens, piece by piece ----
@@ -350,6 +354,7 @@ def apply(
     Raises:
       ValueError: on a mesh whose axes don't divide the batch, its length, E, D or F.
     """
+    assert weights["router"].shape[1] == weights["expert_gate"].shape[0] == config.count
     on_device = functools.partial(_on_device, config, activation, grouped.kernel(), dtype)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:

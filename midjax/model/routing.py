@@ -5,6 +5,7 @@ Shape suffixes: N tokens, D model width, E experts, K experts per token.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,22 +17,23 @@ from midjax.model import architecture
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Aux:
-    """What the losses of routers need, as sums over tokens.
+    """What the losses of routers need, as sums over tokens; all of it float32.
 
     Sums of these over layers, devices and microbatches are again these: `jax.tree.map(jnp.add, a,
     b)`. Padding is in none of them.
 
     Attributes:
-      tokens: tokens; one that passes several layers counts once in each.
+      tokens: scalar, tokens; one that passes several layers counts once in each.
       chosen_E: (token, slot) pairs that went to each expert; they sum to K * tokens.
       probability_E: sums of softmax(router's logits).
-      log_z_squared: sum of logsumexp(router's logits)^2.
+      log_z_squared: scalar, sum of logsumexp(router's logits)^2.
     """
 
-    tokens: Float32[Array, ""]
-    chosen_E: Float32[Array, "E"]
-    probability_E: Float32[Array, "E"]
-    log_z_squared: Float32[Array, ""]
+    # Not checked: trees of shardings and the like have this structure too.
+    tokens: Any
+    chosen_E: Any
+    probability_E: Any
+    log_z_squared: Any
 
     @classmethod
     def zeros(cls, experts: architecture.Experts) -> "Aux":

@@ -37,4 +37,3 @@ class HuggingFace:
             load=lambda targets: hf.load(self.path, targets=targets)[1],
             tokenizer=tokenizer_files.read(self.path) if has_tokenizer else None,
         )
-

@@ -153,10 +153,11 @@ def _one_device(
     v_BTKH: Float[Array, "B T K H"],
     segments_BT: Int[Array, "B T"],
 ) -> Float[Array, "B T N H"]:
-    arrays = (q_BTNH, k_BTKH, v_BTKH, segments_BT, segments_BT)
     if kernel == "blocked":
-        return _blocked(options, 1, jnp.arange(q_BTNH.shape[1]), *arrays)
-    return splash.attend(_splash(kernel, options, q_BTNH, 1, 1), *arrays, options.scale)
+        places_T = jnp.arange(q_BTNH.shape[1])
+        return _blocked(options, 1, places_T, q_BTNH, k_BTKH, v_BTKH, segments_BT, segments_BT)
+    made = _splash(kernel, options, q_BTNH, 1, 1)
+    return splash.attend(made, q_BTNH, k_BTKH, v_BTKH, segments_BT, segments_BT, options.scale)
 
 
 def _on_mesh(
@@ -231,7 +232,8 @@ def _splash(
         tokens=length,
         shards=shards,
         heads=heads // tensor,
-        row_bytes=head_dim * q_BTNH.dtype.itemsize,
+        head_dim=head_dim,
+        itemsize=q_BTNH.dtype.itemsize,
         window_tokens=options.window_tokens,
         softcap=options.softcap,
         name=NAME,

@@ -85,9 +85,12 @@ def gathered(x: jax.Array, axis: int, shards: int) -> jax.Array:
     """
     if shards == 1:
         return x
-    parts = jax.lax.all_gather(x, AXIS, axis=axis)  # [..., shard, place in the shard, ...]
-    first, second = jnp.split(parts, 2, axis=axis + 1)
-    whole = jnp.concatenate((first, jnp.flip(second, axis)), axis=axis)
+    # The second chunks change places first, so that what is gathered needs no sorting: a shard's
+    # part is small, the whole is not.
+    first, second = jnp.split(x, 2, axis=axis)
+    second = jax.lax.ppermute(second, AXIS, [(i, shards - 1 - i) for i in range(shards)])
+    halves = jnp.stack((first, second), axis=axis)
+    whole = jax.lax.all_gather(halves, AXIS, axis=axis + 1)  # [..., half, shard, place, ...]
     return whole.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
 
 

@@ -25,7 +25,8 @@ from midjax.model import context
 # Blocks are multiples of the width of a TPU's vector registers.
 LANES = 128
 # (bytes of a head's row up to, tokens per block): the largest blocks whose forward and backward
-# kernels the compilers for v5e, v5p and v6e take with their default limit on scoped VMEM.
+# kernels, with segments, window and soft cap, the compilers for v5e, v5p and v6e take under their
+# default limit on scoped VMEM. Rows fill whole registers: a head of 64 counts as one of 128.
 LONGEST_BLOCK = ((256, 1024), (512, 512), (1024, 256))
 # The fused backward writes one gradient of the queries per block of keys and sums them afterwards:
 # that saves a kernel while the blocks are few, and costs memory and time when they are many.
@@ -112,23 +113,25 @@ def block(length: int, longest: int) -> int:
 
 
 def block_sizes(
-    queries: int, keys: int, *, row_bytes: int, window_tokens: int | None
+    queries: int, keys: int, *, head_dim: int, itemsize: int, window_tokens: int | None
 ) -> kernel_lib.BlockSizes:
     """The blocks of a call.
 
     Args:
       queries, keys: lengths, multiples of 128.
-      row_bytes: H times the bytes of a number.
+      head_dim, itemsize: H, and bytes per number.
       window_tokens: blocks longer than the window would be mostly masked.
 
     Raises:
       ValueError: a length that is not a multiple of 128, or a head that is too large.
     """
+    row_bytes = _padded(head_dim) * itemsize
     longest = next((size for limit, size in LONGEST_BLOCK if row_bytes <= limit), None)
     if longest is None:
         raise ValueError(
-            f"Splash attention has no blocks for heads of {row_bytes} bytes; the most are "
-            f"{LONGEST_BLOCK[-1][0]} (head_dim times bytes per number). Use kernel 'blocked'."
+            f"Splash attention has no blocks for head_dim {head_dim} with {itemsize} bytes per "
+            f"number: {row_bytes} bytes, and the most are {LONGEST_BLOCK[-1][0]}. "
+            "Use attention_kernel 'blocked'."
         )
     if window_tokens is not None:
         longest = min(longest, max(2 * LANES, _padded(window_tokens)))
@@ -153,7 +156,8 @@ def kernel(
     tokens: int,
     shards: int,
     heads: int,
-    row_bytes: int,
+    head_dim: int,
+    itemsize: int,
     window_tokens: int | None,
     softcap: float | None,
     name: str,
@@ -168,13 +172,15 @@ def kernel(
       tokens: T of the whole row.
       shards: of the context axis; the arrays of all of them lie one after the other.
       heads: query heads of a shard.
-      row_bytes, window_tokens: see `block_sizes`.
+      head_dim, itemsize, window_tokens: see `block_sizes`.
       softcap: c in c * tanh(score / c), or None.
       name: under which remat policies find the results.
       interpret: run as plain JAX, on any platform.
     """
     queries, keys = _padded(tokens // shards), _padded(tokens)
-    sizes = block_sizes(queries, keys, row_bytes=row_bytes, window_tokens=window_tokens)
+    sizes = block_sizes(
+        queries, keys, head_dim=head_dim, itemsize=itemsize, window_tokens=window_tokens
+    )
     one = Mask(
         tokens=tokens, shards=shards, queries=queries, keys=keys, window_tokens=window_tokens
     )

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from midjax import files
-from midjax.importing import foreign, tokenizer_files
+from midjax.importing import foreign
 from midjax.model import architecture, hf, transformer
 
 
@@ -38,7 +38,7 @@ class HuggingFace:
             origin={"format": "huggingface", "path": self.path},
             model=model,
             load=lambda targets: load(self.path, targets),
-            tokenizer=tokenizer_files.read(self.path) if has_tokenizer else None,
+            tokenizer=foreign.read_tokenizer(self.path) if has_tokenizer else None,
         )
 
 

@@ -41,6 +41,7 @@ from typing import Any, Literal
 
 import jax
 
+from midjax import files
 from midjax.model import architecture, transformer
 
 Moment = Literal["mu", "nu"]
@@ -191,3 +192,28 @@ def listed(names: list[str]) -> str:
 def kinds(foreign: Foreign) -> tuple[Moment | None, ...]:
     """What there is to move: None for the parameters, then their moments."""
     return (None,) if foreign.moment is None else (None, "mu", "nu")
+
+
+# Files of a Hugging Face tokenizer that are carried into a run directory.
+_TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+
+
+def read_tokenizer(folder: str) -> dict[str, bytes]:
+    """The files of a tokenizer's folder by name.
+
+    Raises:
+      FileNotFoundError: no tokenizer.json.
+    """
+    place = files.path(folder)
+    found = {name: (place / name).read_bytes() for name in _TOKENIZER if (place / name).exists()}
+    if "tokenizer.json" not in found:
+        raise FileNotFoundError(
+            f"{folder} holds no tokenizer.json. Give the folder of a Hugging Face fast tokenizer."
+        )
+    return found

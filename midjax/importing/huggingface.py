@@ -8,7 +8,7 @@ it a place that `midjax eval` and `midjax export` read, and a proof of its norms
 import dataclasses
 
 from midjax import files
-from midjax.importing import foreign, tokenizer_files
+from midjax.importing import foreign
 from midjax.model import architecture, hf
 
 
@@ -35,5 +35,5 @@ class HuggingFace:
             origin={"format": "huggingface", "path": self.path},
             model=model,
             load=lambda targets: hf.load(self.path, targets=targets)[1],
-            tokenizer=tokenizer_files.read(self.path) if has_tokenizer else None,
+            tokenizer=foreign.read_tokenizer(self.path) if has_tokenizer else None,
         )

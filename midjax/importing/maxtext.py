@@ -26,7 +26,9 @@ from midjax.importing import foreign as foreign_lib
 from midjax.importing import maxtext_blocks, maxtext_schedule, orbax_item
 from midjax.model import architecture, transformer
 
-_ROOTS = ("params/params/", "params/")
+# An array that every model has: what stands before its name is the root of a tree of parameters, or
+# of a moment of them.
+_LANDMARK = "token_embedder/embedding"
 _LEFT_OUT = {
     "step": "read as the step",
     "nnx_aux/*": "state of MaxText's random streams",
@@ -101,12 +103,15 @@ class MaxText:
         inner = files.path(self.path) / "items"
         folder = str(inner if inner.exists() else self.path)
         item = orbax_item.OrbaxItem(folder)
-        roots = [r for r in _ROOTS if f"{r}token_embedder/embedding" in item.arrays]
-        if not roots:
+        roots = [
+            name.removesuffix(_LANDMARK)
+            for name in item.arrays
+            if name.endswith(f"/{_LANDMARK}") and not name.startswith("opt_state/")
+        ]
+        if len(roots) != 1:
             raise foreign_lib.ForeignError(
-                f"{folder} is no MaxText checkpoint: it has none of "
-                f"{', '.join(f'{r}token_embedder/embedding' for r in _ROOTS)}; it has "
-                f"{foreign_lib.listed(sorted(item.arrays))}."
+                f"{folder} is no MaxText checkpoint: {len(roots)} of its arrays are called "
+                f".../{_LANDMARK}; it has {foreign_lib.listed(sorted(item.arrays))}."
             )
         step = _number(item, "step") if "step" in item.arrays else 0
         return foreign_lib.Foreign(
@@ -122,7 +127,7 @@ class MaxText:
             read=item.read,
             params=_Names(self, model, item.arrays, roots[0]).takes(),
             step=step,
-            **_state(item, self.learning_rate, folder),
+            **_state(item, self.learning_rate, folder, roots[0]),
         )
 
     def _contradictions(self, model: architecture.TransformerConfig) -> list[str]:
@@ -276,12 +281,15 @@ def _state(
     item: orbax_item.OrbaxItem,
     learning_rate: float | maxtext_schedule.MaxTextSchedule | None,
     folder: str,
+    root: str,
 ) -> dict[str, Any]:
     """The fields of `Foreign` about optimizer state, found by the names of Optax's fields.
 
-    Where they stand in the tuple of transformations depends on what MaxText chained and wrapped.
+    Where they stand among the transformations depends on what MaxText chained and wrapped, and so
+    does whether the moments have a level "params" as the parameters do.
     """
-    adams = sorted({m[1] for n in item.arrays if (m := re.match(r"(opt_state/(?:.+/)?)nu/", n))})
+    pattern = re.compile(rf"(opt_state/(?:.+/)?)nu/((?:.+/)?){_LANDMARK}")
+    adams = [match.groups() for name in item.arrays if (match := pattern.fullmatch(name))]
     if not adams:
         if learning_rate is not None:
             raise foreign_lib.ForeignError(
@@ -298,7 +306,7 @@ def _state(
             f"{folder} has moments of Adam: say at which learning rate its next update would have "
             "been, with MaxText.learning_rate = a number or @MaxTextSchedule()."
         )
-    (adam,) = adams
+    ((adam, tree),) = adams  # opt_state/0/nu/params/token_embedder/embedding
     if f"{adam}count" not in item.arrays:
         raise foreign_lib.ForeignError(f"{folder} has {adam}nu and no {adam}count.")
     chain = adam.rstrip("/").rpartition("/")[0]
@@ -315,7 +323,7 @@ def _state(
         else foreign_lib.Rate(last=learning_rate, next=learning_rate, peak=learning_rate)
     )
     return {
-        "moment": lambda kind, name: f"{adam}{kind}/" + name.removeprefix("params/"),
+        "moment": lambda kind, name: f"{adam}{kind}/{tree}" + name.removeprefix(root),
         "adam_count": adam_count,
         "schedule_count": schedule_count,
         "lr": rate,

@@ -4,7 +4,7 @@
 import dataclasses
 from typing import Any
 
-from midjax.importing import convert, foreign, huggingface, llama2c, maxtext, tokenizer_files
+from midjax.importing import convert, foreign, huggingface, llama2c, maxtext
 from midjax.model import architecture, sharding
 
 
@@ -53,6 +53,6 @@ def run(config: Import) -> dict[str, Any]:
                 f"Import.tokenizer = {config.tokenizer!r}, and {opened.place} brings one of its "
                 "own. Set Import.tokenizer = None to take that."
             )
-        tokenizer = tokenizer_files.read(config.tokenizer)
+        tokenizer = foreign.read_tokenizer(config.tokenizer)
     opened = dataclasses.replace(opened, left_out=left_out, tokenizer=tokenizer)
     return convert.write(opened, output=config.output, mesh=sharding.make(config.mesh))

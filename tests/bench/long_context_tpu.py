@@ -14,8 +14,6 @@ and remat, compiled by the same compiler: the figures it had are written below.
 """
 
 import argparse
-import contextlib
-import json
 import os
 import pathlib
 import sys
@@ -32,7 +30,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from midjax.batches import batch as batch_lib
-from midjax.model import architecture, rope, sharding, transformer
+from midjax.model import architecture, rope, sharding
 from midjax.train import optimizer as optimizer_lib
 from midjax.train import restore
 from midjax.train import step as step_lib

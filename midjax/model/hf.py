@@ -4,30 +4,27 @@
     (config, params) --save--> config.json, *.safetensors --load--> (config, params on a mesh)
 
 `families` says what the tensors are called and what config.json means. On the way in no more than
-one device's part of one tensor is in host memory, on the way out one tensor.
+one tensor is in host memory (of experts that are split over devices, one device's of one layer),
+on the way out one tensor.
 """
 
 import dataclasses
 import functools
-import math
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from midjax import files, log
-from midjax.model import architecture, tensor_files, transformer
+from midjax.model import architecture, hf_arrays, tensor_files, transformer
 from midjax.model import remat as remat_lib
 from midjax.model.families import registry, table
 
 # Models that wrap a language model: model_type -> the part of config.json that describes it, and
 # the prefix of its tensors. Only that part is read.
 _WRAPPED: Mapping[str, tuple[str, str]] = {"gemma3": ("text_config", "language_model.")}
-# Rows are read in pieces of this size, so that a tensor and its conversion are never both whole.
-_PIECE_BYTES = 1 << 25
 
 
 # ---- config.json ----
@@ -80,9 +77,10 @@ def config_from_hf(
     Raises:
       ValueError: a model type, flag or rotary embedding that is not supported.
     """
+    own, _ = _language_model(theirs)
     return table.read(
-        registry.family(theirs.get("model_type")),
-        theirs,
+        registry.family(own.get("model_type")),
+        own,
         param_dtype=param_dtype,
         compute_dtype=compute_dtype,
         remat=remat,
@@ -103,13 +101,14 @@ def read_config(folder: str) -> architecture.TransformerConfig:
         raise FileNotFoundError(f"{folder} is not a folder. Name a local Hugging Face folder.")
     if not os.path.exists(os.path.join(folder, "config.json")):
         raise FileNotFoundError(f"{folder} holds no config.json: not a Hugging Face folder.")
-    theirs, _ = _language_model(files.read_json(os.path.join(folder, "config.json")))
-    registry.family(theirs.get("model_type"))  # before anything else: the name says most
+    theirs = files.read_json(os.path.join(folder, "config.json"))
+    # Before anything else: the name says most.
+    registry.family(_language_model(theirs)[0].get("model_type"))
     tensor_files.weight_files(folder)
     return config_from_hf(theirs)
 
 
-def _language_model(theirs: dict[str, Any]) -> tuple[dict[str, Any], str]:
+def _language_model(theirs: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
     """The language model's config.json, and the prefix of its tensors."""
     key, prefix = _WRAPPED.get(str(theirs.get("model_type")), ("", ""))
     if key and isinstance(theirs.get(key), dict):
@@ -226,7 +225,8 @@ def load(
         reader = whole.under(prefix)
         if left := len(whole.names) - len(reader.names):
             log.say(f"{folder}: {left} tensors outside of {prefix}* are left out")
-        dtype: Any = reader.dtype
+        needed = [n for n in reader.names if not n.endswith(table.IGNORED_SUFFIXES)]
+        dtype: Any = reader.dtype(needed)
         if targets is not None:
             dtype = jax.tree.leaves(targets)[0].dtype.name
         config = dataclasses.replace(
@@ -244,7 +244,7 @@ def load(
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
                 transformer.abstract(config),
             )
-        return config, _filled(tensors, targets, reader)
+        return config, hf_arrays.filled(tensors, targets, reader)
 
 
 def _check_tensors(
@@ -275,133 +275,3 @@ def _check_tensors(
             raise ValueError(
                 f"{tensor.name} has shape {found}; config.json asks for {tensor.shape}."
             )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Place:
-    """Where a part of ours lies: the first row of a tensor of theirs."""
-
-    name: str
-    first_row: int
-    part: table.Part
-
-
-def _filled(
-    tensors: list[table.Tensor], targets: transformer.Params, reader: tensor_files.Reader
-) -> transformer.Params:
-    """Parameters with the shardings of `targets`, a part at a time."""
-    places: dict[tuple[str, ...], list[_Place]] = {}
-    for tensor in tensors:
-        row = 0
-        for part in tensor.parts:
-            places.setdefault(part.path, []).append(_Place(tensor.name, row, part))
-            row += part.their_shape[0]
-    return jax.tree_util.tree_map_with_path(
-        lambda path, target: _one(places[tuple(key.key for key in path)], target, reader), targets
-    )
-
-
-def _one(places: list[_Place], target: Any, reader: tensor_files.Reader) -> jax.Array:
-    """One of our arrays, stacked over its parts."""
-    first = places[0].part
-    if not first.index:
-        return _on_devices(
-            target.shape, target, lambda index: _read(places[0], index, target, reader)
-        )
-    by_index = {place.part.index: place for place in places}
-    # Parts that one device holds whole are put in one by one; where the experts themselves are
-    # split, each device gets its own experts of a layer.
-    fixed = len(first.index) if not _splits(target, len(first.index)) else 1
-    stack = jax.jit(lambda: jnp.zeros(target.shape, target.dtype), out_shardings=target.sharding)()
-    put = jax.jit(
-        lambda stack, part, index: jax.lax.dynamic_update_slice(
-            stack, part.reshape((1,) * fixed + part.shape), (*index, *(0,) * (stack.ndim - fixed))
-        ),
-        donate_argnums=0,
-        out_shardings=target.sharding,
-    )
-    for index in sorted({index[:fixed] for index in by_index}):
-
-        def piece(within: tuple[slice, ...], index: tuple[int, ...] = index) -> np.ndarray:
-            if fixed == len(first.index):
-                return _read(by_index[index], within, target, reader)
-            experts = range(*within[0].indices(target.shape[1]))
-            return np.stack(
-                [_read(by_index[(*index, e)], within[1:], target, reader) for e in experts]
-            )
-
-        part = _on_devices(target.shape[fixed:], _inner(target, fixed), piece)
-        stack = put(stack, part, tuple(np.int32(i) for i in index))
-        # Otherwise the host would run ahead and hold many parts at a time.
-        stack.block_until_ready()
-    return stack
-
-
-def _splits(target: Any, axes: int) -> bool:
-    """Whether one of the first axes of an array is split over devices."""
-    part = target.sharding.shard_shape(target.shape)
-    return any(part[axis] != target.shape[axis] for axis in range(axes))
-
-
-def _inner(target: Any, axes: int) -> Any:
-    """The target without its first axes, which are not split."""
-    sharding = target.sharding
-    if isinstance(sharding, jax.sharding.NamedSharding):
-        spec = jax.sharding.PartitionSpec(*tuple(sharding.spec)[axes:])
-        sharding = jax.sharding.NamedSharding(sharding.mesh, spec)
-    return jax.ShapeDtypeStruct(target.shape[axes:], target.dtype, sharding=sharding)
-
-
-def _on_devices(shape: tuple[int, ...], target: Any, make: Any) -> jax.Array:
-    """An array whose parts are made and sent to their devices one after another."""
-    arrays: list[jax.Array] = []
-    made: np.ndarray | None = None
-    last: Any = None
-    for device, index in target.sharding.addressable_devices_indices_map(shape).items():
-        here = tuple(s.indices(n) for s, n in zip(index, shape, strict=True))
-        if made is None or here != last:  # copies of a part mostly follow each other
-            made, last = None, here  # the old one goes before the new one comes
-            made = make(index)
-        arrays.append(jax.device_put(made, device).block_until_ready())
-    return jax.make_array_from_single_device_arrays(shape, target.sharding, arrays)
-
-
-def _read(
-    place: _Place, index: tuple[slice, ...], target: Any, reader: tensor_files.Reader
-) -> np.ndarray:
-    """A slice of one of our arrays (of a layer, of an expert), in the target's dtype."""
-    part = place.part
-    ranges = [range(*s.indices(n)) for s, n in zip(index, part.shape, strict=True)]
-    out = np.empty([len(r) for r in ranges], target.dtype)
-    if not part.input_axes:
-        # Vectors are flat there; the embedding's rows are rows.
-        if part.path == ("embed",):
-            _copy_rows(place, ranges[0], slice(ranges[1].start, ranges[1].stop), out, reader)
-            return out
-        whole = reader.rows(place.name, place.first_row, place.first_row + part.their_shape[0])
-        out[...] = whole.reshape(part.shape)[index]
-        return out
-    # Rows there are our last axes, columns our first: of each group only the first may be split.
-    inner = part.input_axes
-    rows_per = math.prod(part.shape[inner + 1 :])
-    columns_per = math.prod(part.shape[1:inner])
-    assert all(len(ranges[i]) == part.shape[i] for i in range(len(ranges)) if i not in (0, inner))
-    rows = range(ranges[inner].start * rows_per, ranges[inner].stop * rows_per)
-    across = slice(ranges[0].start * columns_per, ranges[0].stop * columns_per)
-    _copy_rows(place, rows, across, out.reshape(across.stop - across.start, len(rows)).T, reader)
-    return out
-
-
-def _copy_rows(
-    place: _Place,
-    rows: range,
-    columns: slice,
-    out: np.ndarray,
-    reader: tensor_files.Reader,
-) -> None:
-    """Copies rows of a matrix in pieces, converting on the way."""
-    step = max(1, _PIECE_BYTES // (4 * place.part.their_shape[1]))
-    for at in range(0, len(rows), step):
-        begin = place.first_row + rows.start + at
-        end = min(begin + step, place.first_row + rows.stop)
-        out[at : at + end - begin] = reader.rows(place.name, begin, end)[:, columns]

@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from jax import ad_checkpoint
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from midjax.model import architecture, attention, moe, rope, sharding
+from midjax.model import context as context_lib
 
 _ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -41,8 +43,9 @@ def scale_norm(
 ) -> Float[Array, "*rest D"]:
     """x / sqrt(mean(x^2) + eps) over the last axis, times the weight, or 1 + the weight.
 
-    The mean is in float32 and the result in x's dtype. Llama multiplies after rounding to that
-    dtype and Gemma before, so the two kinds differ in bfloat16 as their checkpoints do.
+    The mean is in float32 and the result in x's dtype. In bfloat16 transformers' Llama multiplies
+    after rounding to that dtype, as here for "rms", and its Gemma before, as here for
+    "rms_plus_one". Its OLMo 2 multiplies before, too: there we are one rounding apart.
     """
     x32 = x.astype(jnp.float32)
     x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
@@ -69,15 +72,27 @@ def project(
     weights: Float[Array, "*inner_and_outer"],
     dtype: architecture.Dtype,
 ) -> Float[Array, "B T *outer"]:
-    """x times weights over all of x's axes but B and T, as one product of two matrices.
-
-    On a CPU the gradient of the same product with B and T apart is more than twice as slow: XLA
-    then lays an operand out transposed and leaves its fast kernel.
-    """
+    """x times weights over all of x's axes but B and T, as one product of two matrices."""
     inner = x.ndim - 2
     width = math.prod(x.shape[2:])
-    flat = x.reshape(-1, width) @ weights.astype(dtype).reshape(width, -1)
-    return flat.reshape(*x.shape[:2], *weights.shape[inner:])
+    y = by_token(x.reshape(*x.shape[:2], width), weights.astype(dtype).reshape(width, -1))
+    return y.reshape(*x.shape[:2], *weights.shape[inner:])
+
+
+def by_token(
+    x_BTX: Float[Array, "B T X"], weights_XY: Float[Array, "X Y"], dtype: Any = None
+) -> Float[Array, "B T Y"]:
+    """x times weights, the result in `dtype` (x's own for None).
+
+    On a CPU the gradient of the product with B and T apart is more than twice as slow: XLA then
+    lays an operand out transposed and leaves its fast kernel. But where the mesh splits T, B and T
+    must stay apart: no device could hold its part of the two as one axis, and all would gather T.
+    """
+    product = functools.partial(jnp.matmul, preferred_element_type=dtype)
+    if context_lib.shards(jax.sharding.get_abstract_mesh().shape) > 1:
+        return product(x_BTX, weights_XY)
+    flat = product(x_BTX.reshape(-1, x_BTX.shape[2]), weights_XY)
+    return flat.reshape(*x_BTX.shape[:2], -1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,8 @@ neither saves nor offloads is made again from what it keeps.
     offload_projections as save_projections, with all of them in host memory
 
 What is offloaded travels to pinned host memory in the forward pass and back in the backward pass.
-Experts have names for nothing: with them, gate and up are made again by every policy but "none".
+Experts have no names: with them, gate and up are made again by every policy but "none", and on an
+`expert` mesh axis by that too (see `moe`).
 """
 
 from collections.abc import Callable, Mapping

@@ -15,7 +15,7 @@ import math
 import os
 import struct
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import ml_dtypes
@@ -56,20 +56,25 @@ class Reader:
 
     Attributes:
       names: of all tensors.
-      dtype: "bfloat16" where every tensor is that, else "float32", which holds all others exactly.
     """
 
     def __init__(self, stored: Mapping[str, _Stored]) -> None:
         self._stored = stored
         self.names = frozenset(stored)
-        codes = {tensor.code for tensor in stored.values()}
+
+    def dtype(self, names: Iterable[str]) -> str:
+        """What holds these tensors exactly: "bfloat16" if all of them are that, else "float32".
+
+        Raises:
+          ValueError: one of them is of another type.
+        """
+        codes = {self._stored[name].code for name in names}
         if not codes <= set(_STORED):
             raise ValueError(
                 f"Tensors of type {', '.join(sorted(codes - set(_STORED)))} are not supported; "
                 f"supported: {', '.join(_STORED)}. Quantized weights must be dequantized first."
             )
-        # float16 fits into float32 exactly.
-        self.dtype = "bfloat16" if codes == {"BF16"} else "float32"
+        return "bfloat16" if codes == {"BF16"} else "float32"
 
     def under(self, prefix: str) -> "Reader":
         """The tensors whose names begin with `prefix`, named without it."""

@@ -121,11 +121,6 @@ def parameter_count(config: architecture.TransformerConfig) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract(config)))
 
 
-def expert_layers(config: architecture.TransformerConfig) -> int:
-    """How many layers have experts."""
-    return sum(config.has_experts(layer) for layer in range(config.layers))
-
-
 def head_names(config: architecture.TransformerConfig) -> tuple[str, ...]:
     """Which parameters `logits` reads."""
     weights = "embed" if config.tied_head else "head"
@@ -203,35 +198,32 @@ def _through_layers(
 ) -> tuple[Array, moe.Aux | None]:
     stacks, members, depth = params["layers"], layers_of(config), _depth(config)
     first, period, repeats = depth.first, depth.period, depth.repeats
-    has_experts = config.experts is not None
-    aux = moe.Aux.zeros(config.experts) if config.experts is not None else None
 
-    def step(
-        layer: int, carry: tuple[Array, Any], take: Callable[[str], Array]
-    ) -> tuple[Array, Any]:
+    def step(layer: int, x_BTD: Array, take: Callable[[str], Array]) -> tuple[Array, list[moe.Aux]]:
         weights = {name: take(name) for name, having in members.items() if layer in having}
-        x_BTD, of_layer = _apply_layer(config, shared, layer, carry[0], weights)
-        if of_layer is None:
-            return x_BTD, carry[1]
-        return x_BTD, jax.tree.map(jnp.add, carry[1], of_layer)
+        x_BTD, aux = _apply_layer(config, shared, layer, x_BTD, weights)
+        return x_BTD, [] if aux is None else [aux]
 
-    def alone(layer: int, carry: tuple[Array, Any]) -> tuple[Array, Any]:
-        return step(layer, carry, lambda name: stacks[name][members[name].index(layer)])
+    def alone(layer: int, x_BTD: Array) -> tuple[Array, list[moe.Aux]]:
+        return step(layer, x_BTD, lambda name: stacks[name][members[name].index(layer)])
 
-    def block(carry: tuple[Array, Any], pieces: Params) -> tuple[tuple[Array, Any], None]:
+    def block(x_BTD: Array, pieces: Params) -> tuple[Array, Any]:
         taken = dict.fromkeys(pieces, 0)
+        found: list[moe.Aux] = []
 
         def take(name: str) -> Array:
             taken[name] += 1
             return pieces[name][taken[name] - 1]
 
         for layer in range(first, first + period):
-            carry = step(layer, carry, take)
-        return carry, None
+            x_BTD, aux = step(layer, x_BTD, take)
+            found += aux
+        return x_BTD, _stacked(found)
 
-    carry = (x_BTD, aux if has_experts else None)
+    parts: list[moe.Aux] = []  # each with an axis of layers in front
     for layer in range(first):
-        carry = alone(layer, carry)
+        x_BTD, aux = alone(layer, x_BTD)
+        parts += [_stacked(aux)] if aux else []
     end = first + period * repeats
     pieces = {}
     for name, having in members.items():
@@ -243,10 +235,20 @@ def _through_layers(
     # Laid out flat, a small model saves the copies into and out of the stack: a sixth of a step on
     # a CPU. With remat it must stay a loop, or the compiler would keep what it should make again.
     flat = config.remat == "none" and config.layers <= _MOST_FLAT_LAYERS
-    carry, _ = jax.lax.scan(block, carry, pieces, unroll=repeats if flat else 1)
+    x_BTD, of_blocks = jax.lax.scan(block, x_BTD, pieces, unroll=repeats if flat else 1)
+    if of_blocks is not None:
+        parts.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), of_blocks))
     for layer in range(end, config.layers):
-        carry = alone(layer, carry)
-    return carry
+        x_BTD, aux = alone(layer, x_BTD)
+        parts += [_stacked(aux)] if aux else []
+    if not parts:
+        return x_BTD, None
+    return x_BTD, jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts)
+
+
+def _stacked(found: list[moe.Aux]) -> Any:
+    """Along a new first axis; None for none."""
+    return jax.tree.map(lambda *xs: jnp.stack(xs), *found) if found else None
 
 
 # ---- the forward pass ----
@@ -268,8 +270,8 @@ def forward(
       positions_BT: position within the document.
 
     Returns:
-      The stream in the compute dtype; sums over layers and tokens for the routers' losses, None
-      without experts.
+      The stream in the compute dtype; sums over tokens for the routers' losses, with an axis of
+      the layers that have experts in front, None where no layer has.
     """
     # The table is whole in width for the lookup: rows of the batch are split over the mesh axis
     # that splits the width, and the two can't be in one array.
@@ -337,12 +339,8 @@ def logits(
     weights_DV = placed(config, params, head_names(config)[0])
     if config.tied_head:
         weights_DV = weights_DV.T
-    # Flat for the same reason as in `layers.project`.
-    logits_BTV = jnp.matmul(
-        hidden_BTD.reshape(-1, config.dim),
-        weights_DV.astype(config.compute_dtype),
-        preferred_element_type=jnp.float32,
-    ).reshape(*hidden_BTD.shape[:2], config.vocab_size)
+    weights_DV = weights_DV.astype(config.compute_dtype)
+    logits_BTV = layers.by_token(hidden_BTD, weights_DV, jnp.float32)
     if config.logits_scale is not None:
         logits_BTV *= config.logits_scale
     if config.head_bias:

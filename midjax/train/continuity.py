@@ -52,11 +52,12 @@ def model(where: str, theirs: Mapping[str, Any], wanted: architecture.Transforme
             "of the checkpoint."
         )
     for name in _ROPES:
-        if theirs[name] == ours[name] or ours["context_tokens"] > theirs["context_tokens"]:
+        there = theirs.get(name)
+        if there == ours[name] or ours["context_tokens"] > theirs["context_tokens"]:
             continue
         raise start_lib.StartError(
             f"The recipe's rotary embedding differs from that of {where}, and its context "
-            f"({ours['context_tokens']} tokens) is not longer: {name} there {theirs[name]}, recipe "
+            f"({ours['context_tokens']} tokens) is not longer: {name} there {there}, recipe "
             f"{ours[name]}. Use theirs, which the parameters know, or extend the context."
         )
 

@@ -29,8 +29,9 @@ class Recorder:
         grad_norm                before clipping
         update_norm, param_norm  of the change (not applied if skipped), of the parameters after it
         lr                       that this update used
-        balance_loss, router_z_loss, expert_load_max
-                                 of a model with experts; the largest load is 1 when all are equal
+        balance_loss, router_z_loss
+                                 of a model with experts: means over its layers
+        expert_load_max          load of the busiest expert of any layer; 1 when all are equal
         skipped                  1 if loss or gradient was not finite: nothing but `step` changed
         loss/NAME                nats per token; null where the batch has none of the source
         tokens/NAME              loss-bearing tokens of the batch

@@ -42,9 +42,10 @@ class Loss:
     Attributes:
       z_loss_weight: PaLM's auxiliary loss (2204.02311, section 5); 0 for none. Deep anneals want
         it: OLMo uses 1e-5, Marin 1e-4.
-      balance_loss_weight: of `moe.balance_loss`, which keeps experts evenly used; 0 for none. It is
-        a product of two means, taken over each microbatch and all of its devices.
-      router_z_loss_weight: of `moe.router_z_loss`; 0 for none.
+      balance_loss_weight: of the mean over layers of `moe.balance_loss` (2101.03961, equation 4),
+        which keeps the experts of each layer evenly used; 0 for none. It is a product of two
+        means, taken over each microbatch and all of its devices.
+      router_z_loss_weight: of the mean over layers of `moe.router_z_loss`; 0 for none.
     """
 
     z_loss_weight: float
@@ -99,10 +100,10 @@ def loss_and_sums(
     objective = (sums["nll"] + loss.z_loss_weight * sums["z"]) / total_weight
     if model.experts is not None and routers is not None:
         sums["routers"] = routers
-        added = loss.balance_loss_weight * moe.balance_loss(routers, model.experts)
-        added += loss.router_z_loss_weight * moe.router_z_loss(routers)
+        balance, router_z = _router_losses(model.experts, routers)
+        added = loss.balance_loss_weight * balance + loss.router_z_loss_weight * router_z
         # These rows' share of the batch: a mean over tokens, as the rest of the objective is.
-        objective += added * routers.tokens / (total_tokens * transformer.expert_layers(model))
+        objective += added * routers.tokens[0] / total_tokens
     return objective, sums
 
 
@@ -129,14 +130,20 @@ def _summed(
     return summed
 
 
+def _router_losses(experts: architecture.Experts, routers: moe.Aux) -> tuple[jax.Array, jax.Array]:
+    """Means over layers of the balance loss and of the router z-loss."""
+    balance = jax.vmap(lambda aux: moe.balance_loss(aux, experts))(routers)
+    return balance.mean(), jax.vmap(moe.router_z_loss)(routers).mean()
+
+
 def _router_metrics(experts: architecture.Experts, routers: moe.Aux) -> Metrics:
-    """What the routers did, over all layers; of microbatches together."""
-    chosen = routers.chosen_E / jnp.maximum(routers.chosen_E.sum(), 1.0)
+    """What the routers did in the whole batch, its microbatches taken together."""
+    balance, router_z = _router_losses(experts, routers)
+    every = jnp.maximum(routers.chosen_E.sum(axis=1, keepdims=True), 1.0)
     return {
-        "balance_loss": moe.balance_loss(routers, experts),
-        "router_z_loss": moe.router_z_loss(routers),
-        # 1 where every expert gets the same number of tokens.
-        "expert_load_max": chosen.max() * experts.count,
+        "balance_loss": balance,
+        "router_z_loss": router_z,
+        "expert_load_max": (routers.chosen_E / every).max() * experts.count,
     }
 
 

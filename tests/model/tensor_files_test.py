@@ -37,7 +37,7 @@ def test_shards_and_their_index(tmp_path):
     ]
     assert groups == [["a"], ["b"], ["c", "d"]]
     with tensor_files.opened(str(tmp_path)) as reader:
-        assert reader.names == ARRAYS.keys() and reader.dtype == "float32"
+        assert reader.names == ARRAYS.keys() and reader.dtype(ARRAYS) == "float32"
         assert reader.shape("b") == (8, 6)
         np.testing.assert_array_equal(reader.rows("b", 2, 5), ARRAYS["b"][2:5])
         assert reader.equal("a", "a") and not reader.equal("a", "b")
@@ -47,7 +47,7 @@ def test_shards_and_their_index(tmp_path):
 def test_bfloat16_is_rounded_to_nearest_even(tmp_path):
     tensor_files.write_shards(str(tmp_path), NAMED, "bfloat16")
     with tensor_files.opened(str(tmp_path)) as reader:
-        assert reader.dtype == "bfloat16"
+        assert reader.dtype(ARRAYS) == "bfloat16"
         want = ARRAYS["a"].astype(ml_dtypes.bfloat16)
         np.testing.assert_array_equal(reader.rows("a", 0, 4), want)
 

@@ -74,6 +74,13 @@ _DEFAULTS: Mapping[str, Any] = {
     "query_pre_attn_scalar": 256,
     "head_dim": 256,
     "sliding_window": 4096,
+    "num_key_value_heads": 4,
+}
+# What transformers takes where a file has no such key; null means none.
+_DEFAULTS2: Mapping[str, Any] = {
+    **_DEFAULTS,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
 }
 
 # Of the keys that files on the Hub leave out, what transformers then takes.
@@ -81,7 +88,6 @@ _DEFAULTS3: Mapping[str, Any] = {
     **_DEFAULTS,
     "vocab_size": 262_208,
     "num_attention_heads": 8,
-    "num_key_value_heads": 4,
     "max_position_embeddings": 131_072,
     "rms_norm_eps": 1e-6,
 }
@@ -92,7 +98,7 @@ GEMMA2 = table.Family(
     read=lambda theirs: _read(theirs, 1, "none"),
     write=_write,
     layer=_NORMS,
-    defaults=_DEFAULTS,
+    defaults=_DEFAULTS2,
     activation_key="hidden_activation",
     even_width=True,
 )

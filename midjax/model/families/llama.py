@@ -32,4 +32,5 @@ MISTRAL = table.Family(
     read=table.uniform_window,
     write=lambda config: {"sliding_window": config.window_tokens},
     only={"layer_types": ()},
+    defaults={"sliding_window": 4096, "num_key_value_heads": 8},
 )

@@ -46,5 +46,5 @@ MIXTRAL = table.Family(
     dialect=rope_keys.Dialect(default_theta=1e6),
     # Noise on the router's input while training: no released checkpoint has it.
     only={"layer_types": (), "router_jitter_noise": (0, 0.0)},
-    defaults={"num_local_experts": 8, "num_experts_per_tok": 2},
+    defaults={"num_local_experts": 8, "num_experts_per_tok": 2, "num_key_value_heads": 8},
 )

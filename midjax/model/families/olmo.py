@@ -92,5 +92,10 @@ OLMOE = table.Family(
     read=_read_olmoe,
     write=_write_olmoe,
     only={"sliding_window": ()},
-    defaults={"num_experts": 64, "num_experts_per_tok": 8},
+    defaults={
+        "num_experts": 64,
+        "num_experts_per_tok": 8,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 4096,
+    },
 )

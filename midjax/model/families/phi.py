@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Phi-3, 3.5 and 4 (fused projections, LongRoPE, partial rotary); Phi-3.5-MoE (LayerNorm, biases).
 
-Phi-4 itself, of 14 B parameters, is of type phi3.
+Phi-4 itself, of 14 B parameters, is of type phi3. The noise on the router's input that Phi-3.5-MoE
+was trained with (`input_jitter_noise`) is not applied.
 """
 
 from collections.abc import Mapping
@@ -59,8 +60,8 @@ PHI3 = table.Family(
 
 PHIMOE = table.Family(
     model_type="phimoe",
-    # The capital letters of the checkpoints on the Hub, and those of the class.
     architecture="PhimoeForCausalLM",
+    other_architectures=("PhiMoEForCausalLM",),  # that of the checkpoints on the Hub
     read=_read_moe,
     write=_write_moe,
     layer=mixtral.EXPERT_NAMES,

@@ -10,7 +10,7 @@ from midjax.model.families import table
 
 def _windows(theirs: Mapping[str, Any]) -> dict[str, Any]:
     """Windows from layer `max_window_layers` on, where they are switched on at all."""
-    if not theirs.get("use_sliding_window", False):
+    if not (theirs.get("use_sliding_window") and theirs.get("sliding_window")):
         return {}
     first = theirs["max_window_layers"]
     kinds = [
@@ -48,9 +48,9 @@ def _read_moe(theirs: Mapping[str, Any]) -> dict[str, Any]:
     fields = _read_qwen3(theirs)
     if theirs.get("use_sliding_window", False):
         fields |= table.uniform_window(theirs)
-    count = theirs.get("num_experts") or theirs.get("num_local_experts")
-    sparse = _sparse_layers(theirs)
-    if count and any(sparse):
+    # Later files have the second name.
+    count, sparse = theirs.get("num_local_experts", theirs["num_experts"]), _sparse_layers(theirs)
+    if any(sparse):
         fields["experts"] = architecture.Experts(
             count=count,
             per_token=theirs["num_experts_per_tok"],
@@ -83,7 +83,7 @@ QWEN2 = table.Family(
     architecture="Qwen2ForCausalLM",
     read=lambda theirs: {"qkv_bias": True} | _windows(theirs),
     write=_window_keys,
-    defaults={"max_window_layers": 28},
+    defaults={"max_window_layers": 28, "sliding_window": 4096, "num_key_value_heads": 32},
 )
 
 QWEN3 = table.Family(
@@ -91,7 +91,12 @@ QWEN3 = table.Family(
     architecture="Qwen3ForCausalLM",
     read=lambda theirs: _read_qwen3(theirs) | _windows(theirs),
     write=lambda config: {"attention_bias": config.qkv_bias} | _window_keys(config),
-    defaults={"max_window_layers": 28, "head_dim": 128},
+    defaults={
+        "max_window_layers": 28,
+        "sliding_window": 4096,
+        "num_key_value_heads": 32,
+        "head_dim": 128,
+    },
 )
 
 QWEN3_MOE = table.Family(
@@ -100,4 +105,11 @@ QWEN3_MOE = table.Family(
     read=_read_moe,
     write=_write_moe,
     only={"layer_types": ()},
+    defaults={
+        "sliding_window": 4096,
+        "num_key_value_heads": 4,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768,
+    },
 )

@@ -98,6 +98,7 @@ def read(
     """
     fields = {key: value for key, value in scaling.items() if value is not None}
     fields.pop("rope_theta", None)
+    fields.pop("finetuned", None)  # of released YaRN models; decides nothing
     # "type" is the key's name before transformers 4.45.
     old = fields.pop("type", "default")
     kind = fields.pop("rope_type", old)

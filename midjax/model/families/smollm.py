@@ -18,20 +18,22 @@ def _read(theirs: Mapping[str, Any]) -> dict[str, Any]:
             f"config.json has {len(turned)} no_rope_layers for {layers} layers; 1 means that a "
             "layer has a rotary embedding."
         )
-    windowed = theirs.get("use_sliding_window", False) and theirs.get("sliding_window")
-    types = theirs.get("layer_types") or [
-        "sliding_attention" if windowed and not has else "full_attention" for has in turned[:layers]
-    ]
+    windowed = bool(theirs.get("use_sliding_window") and theirs.get("sliding_window"))
+    types = ["sliding_attention" if windowed and not has else "full_attention" for has in turned]
+    fields = table.window_by_layer(theirs, types[:layers])
+    if fields and not windowed:
+        raise ValueError(
+            "config.json has layers of type sliding_attention and use_sliding_window = false, "
+            "which transformers computes in two ways. Make them agree."
+        )
+    pattern = fields.get("layer_pattern", ("full",))
     kinds: list[Any] = [
-        ("window" if windowed and kind == "sliding_attention" else "full")
-        + ("" if has else "_nope")
-        for kind, has in zip(types, turned, strict=False)
+        pattern[layer % len(pattern)] + ("" if has else "_nope")
+        for layer, has in enumerate(turned[:layers])
     ]
     bias = bool(theirs.get("attention_bias", False))
-    has_window = any(kind.startswith("window") for kind in kinds)
-    return {
+    return fields | {
         "layer_pattern": table.pattern(kinds),
-        "window_tokens": theirs["sliding_window"] if has_window else None,
         "qkv_bias": bias,
         "out_bias": bias,
         "mlp_bias": bool(theirs.get("mlp_bias", False)),
@@ -58,6 +60,7 @@ SMOLLM3 = table.Family(
     write=_write,
     defaults={
         "no_rope_layer_interval": 4,
+        "num_key_value_heads": 4,
         "tie_word_embeddings": True,
     },
     dialect=rope_keys.Dialect(default_theta=2e6),

@@ -87,7 +87,6 @@ _ONLY: Mapping[str, tuple[Any, ...]] = {
     "embd_pdrop": (0, 0.0),
     "quantization_config": (),
     "use_bidirectional_attention": (False,),
-    "input_jitter_noise": (0, 0.0),
 }
 _ACTIVATIONS: Mapping[str, architecture.Activation] = {
     "silu": "silu",
@@ -107,12 +106,13 @@ class Family:
 
     Attributes:
       model_type, architecture: as config.json has them.
+      other_architectures: other spellings of the latter.
       read: config.json -> the fields of `TransformerConfig` that are the family's own. Called with
         `defaults` filled in.
       write: the inverse: the family's own keys.
       layer: names of tensors that differ from `LAYER`; a tuple of several of ours is a fused
         tensor and replaces its parts.
-      defaults: values of keys that a config.json may leave out.
+      defaults: values of keys that a config.json may leave out; a key that is null there has none.
       only: key -> the values that are computed, beyond those of all families.
       activation_key: the key of the activation.
       dialect: of the keys of rotary embeddings.
@@ -122,6 +122,7 @@ class Family:
 
     model_type: str
     architecture: str
+    other_architectures: tuple[str, ...] = ()
     read: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda theirs: {}
     write: Callable[[Config], dict[str, Any]] = lambda config: {}
     layer: Mapping[tuple[str, ...], str] = dataclasses.field(default_factory=dict)
@@ -225,8 +226,8 @@ def read(family: Family, theirs: Mapping[str, Any], **numerics: Any) -> Config:
     Raises:
       ValueError: a key is missing, or has a value that we don't compute.
     """
-    given = {key: value for key, value in theirs.items() if value is not None}
-    theirs = {**family.defaults, **given}
+    filled = {**family.defaults, **theirs}
+    theirs = {key: value for key, value in filled.items() if value is not None}
     missing = [key for key in _SAME.values() if theirs.get(key) is None]
     if missing:
         raise ValueError(
@@ -241,7 +242,7 @@ def read(family: Family, theirs: Mapping[str, Any], **numerics: Any) -> Config:
                 f"{' or '.join(repr(x) for x in (*allowed, None))}."
             )
     architectures = theirs.get("architectures") or [family.architecture]
-    if family.architecture not in architectures:
+    if not {family.architecture, *family.other_architectures} & set(architectures):
         raise ValueError(f"config.json is of {architectures}; supported: {family.architecture}.")
     fields: dict[str, Any] = {field: theirs[key] for field, key in _SAME.items()}
     fields["norm_eps"] = float(fields["norm_eps"])

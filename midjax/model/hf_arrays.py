@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tensors of a checkpoint -> our arrays on their devices, a part at a time.
+
+A part is one of our arrays, or a layer or an expert of it. Its rows are read once, in pieces, and
+dealt out to the slices that this process's devices hold.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from midjax.model import tensor_files, transformer
+from midjax.model.families import table
+
+# Rows are read in pieces of this size, so that a tensor and its conversion are never both whole.
+_PIECE_BYTES = 1 << 25
+
+Index = tuple[slice, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where a part of ours lies: the first row of a tensor of theirs."""
+
+    name: str
+    first_row: int
+    part: table.Part
+
+
+def filled(
+    tensors: Sequence[table.Tensor], targets: transformer.Params, reader: tensor_files.Reader
+) -> transformer.Params:
+    """Parameters with the shapes, dtypes and shardings of `targets`."""
+    places: dict[tuple[str, ...], list[_Place]] = {}
+    for tensor in tensors:
+        row = 0
+        for part in tensor.parts:
+            places.setdefault(part.path, []).append(_Place(tensor.name, row, part))
+            row += part.their_shape[0]
+    return jax.tree_util.tree_map_with_path(
+        lambda path, target: _one(places[tuple(key.key for key in path)], target, reader), targets
+    )
+
+
+def _one(places: list[_Place], target: Any, reader: tensor_files.Reader) -> jax.Array:
+    """One of our arrays, stacked over its parts."""
+    first = places[0].part
+    if not first.index:
+        return _on_devices(target, lambda indices: _slices(places[0], indices, target, reader))
+    by_index = {place.part.index: place for place in places}
+    # Parts that one device holds whole are put in one by one; where the experts themselves are
+    # split, each device gets its own experts of a layer.
+    fixed = len(first.index) if not _splits(target, len(first.index)) else 1
+
+    def put(stack: jax.Array, part: jax.Array, index: tuple[Any, ...]) -> jax.Array:
+        whole = part.reshape((1,) * fixed + part.shape)
+        return jax.lax.dynamic_update_slice(stack, whole, (*index, *(0,) * (stack.ndim - fixed)))
+
+    def empty() -> jax.Array:
+        return jnp.zeros(target.shape, target.dtype)
+
+    jitted = jax.jit(put, donate_argnums=0, out_shardings=target.sharding)
+    stack = jax.jit(empty, out_shardings=target.sharding)()
+    for index in sorted({index[:fixed] for index in by_index}):
+
+        def make(indices: list[Index], index: tuple[int, ...] = index) -> list[np.ndarray]:
+            if fixed == len(first.index):
+                return _slices(by_index[index], indices, target, reader)
+            return [_experts(by_index, index, one, target, reader) for one in indices]
+
+        part = _on_devices(_inner(target, fixed), make)
+        stack = jitted(stack, part, tuple(np.int32(i) for i in index))
+        # Otherwise the host would run ahead and hold many parts at a time.
+        stack.block_until_ready()
+    return stack
+
+
+def _experts(
+    by_index: dict[tuple[int, ...], _Place],
+    layer: tuple[int, ...],
+    index: Index,
+    target: Any,
+    reader: tensor_files.Reader,
+) -> np.ndarray:
+    """A device's experts of a layer."""
+    experts = range(*index[0].indices(target.shape[1]))
+    out: np.ndarray | None = None
+    for at, expert in enumerate(experts):
+        (found,) = _slices(by_index[(*layer, expert)], [index[1:]], target, reader)
+        out = np.empty((len(experts), *found.shape), found.dtype) if out is None else out
+        out[at] = found
+    assert out is not None
+    return out
+
+
+def _splits(target: Any, axes: int) -> bool:
+    """Whether one of the first axes of an array is split over devices."""
+    part = target.sharding.shard_shape(target.shape)
+    return any(part[axis] != target.shape[axis] for axis in range(axes))
+
+
+def _inner(target: Any, axes: int) -> Any:
+    """The target without its first axes, which are not split."""
+    sharding = target.sharding
+    if isinstance(sharding, jax.sharding.NamedSharding):
+        spec = jax.sharding.PartitionSpec(*tuple(sharding.spec)[axes:])
+        sharding = jax.sharding.NamedSharding(sharding.mesh, spec)
+    return jax.ShapeDtypeStruct(target.shape[axes:], target.dtype, sharding=sharding)
+
+
+def _on_devices(target: Any, make: Callable[[list[Index]], list[np.ndarray]]) -> jax.Array:
+    """An array of slices that are made together, each once however many devices hold it."""
+    held = target.sharding.addressable_devices_indices_map(target.shape)
+    keys = {
+        device: tuple(s.indices(n) for s, n in zip(index, target.shape, strict=True))
+        for device, index in held.items()
+    }
+    distinct = {keys[device]: index for device, index in held.items()}
+    made = dict(zip(distinct, make(list(distinct.values())), strict=True))
+    arrays = [jax.device_put(made[keys[device]], device) for device in held]
+    jax.block_until_ready(arrays)
+    return jax.make_array_from_single_device_arrays(target.shape, target.sharding, arrays)
+
+
+def _slices(
+    place: _Place, indices: Sequence[Index], target: Any, reader: tensor_files.Reader
+) -> list[np.ndarray]:
+    """Slices of one part, in the target's dtype; every row that any of them needs is read once."""
+    part = place.part
+    ranges = [
+        [range(*s.indices(n)) for s, n in zip(index, part.shape, strict=True)] for index in indices
+    ]
+    out = [np.empty([len(r) for r in each], target.dtype) for each in ranges]
+    if not part.input_axes and part.path != ("embed",):  # vectors, which are flat there
+        whole = reader.rows(place.name, place.first_row, place.first_row + part.their_shape[0])
+        for array, index in zip(out, indices, strict=True):
+            array[...] = whole.reshape(part.shape)[index]
+        return out
+    wanted = [_matrix(part, each, array) for each, array in zip(ranges, out, strict=True)]
+    first = min(rows.start for rows, _, _ in wanted)
+    last = max(rows.stop for rows, _, _ in wanted)
+    step = max(1, _PIECE_BYTES // (4 * part.their_shape[1]))
+    for begin in range(first, last, step):
+        end = min(begin + step, last)
+        piece = reader.rows(place.name, place.first_row + begin, place.first_row + end)
+        for rows, columns, view in wanted:
+            low, high = max(begin, rows.start), min(end, rows.stop)
+            if low < high:
+                view[low - rows.start : high - rows.start] = piece[
+                    low - begin : high - begin, columns
+                ]
+    return out
+
+
+def _matrix(
+    part: table.Part, ranges: list[range], out: np.ndarray
+) -> tuple[range, slice, np.ndarray]:
+    """(rows, columns) of a slice in their matrix, and the slice as a view laid out as they are."""
+    inner = part.input_axes
+    if not inner:
+        return ranges[0], slice(ranges[1].start, ranges[1].stop), out
+    # Rows there are our last axes, columns our first: of each group only the first may be split.
+    assert all(len(ranges[i]) == part.shape[i] for i in range(len(ranges)) if i not in (0, inner))
+    rows_per = math.prod(part.shape[inner + 1 :])
+    columns_per = math.prod(part.shape[1:inner])
+    rows = range(ranges[inner].start * rows_per, ranges[inner].stop * rows_per)
+    across = slice(ranges[0].start * columns_per, ranges[0].stop * columns_per)
+    return rows, across, out.reshape(across.stop - across.start, len(rows)).T

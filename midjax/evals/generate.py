@@ -3,7 +3,7 @@
 
 Each new token is a forward pass over the whole buffer [B, L] (L = longest prompt + new tokens).
 Attention is causal, so what stands behind a row's last token can't change what comes next, and
-rows of different lengths share one buffer and one compilation. B = rows, D = model width.
+rows of different lengths share one buffer and one compilation. B = rows, S = shards of the mesh's context axis, D = model width.
 """
 
 import dataclasses
@@ -18,7 +18,8 @@ import tokenizers
 from jaxtyping import Bool, Float, Int
 
 from midjax.evals import loss
-from midjax.model import sharding, transformer
+from midjax.model import context, sharding, transformer
+from midjax.units import ceil_div
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,10 @@ def complete(
     rows = -(-len(prompts) // divisor) * divisor
     padded = [*prompts, *[prompts[0]] * (rows - len(prompts))]
     lengths = np.array([len(prompt) for prompt in padded], np.int32)
-    tokens = np.zeros((rows, int(lengths.max()) + config.max_new_tokens), np.int32)
+    shards = 1 if jax_mesh is None else context.shards(jax_mesh.shape)
+    multiple = 1 if shards == 1 else 2 * shards  # see `context.order`
+    buffer = ceil_div(int(lengths.max()) + config.max_new_tokens, multiple) * multiple
+    tokens = np.zeros((rows, buffer), np.int32)
     for row, prompt in enumerate(padded):
         tokens[row, : len(prompt)] = prompt
     run = functools.partial(
@@ -99,6 +103,7 @@ def complete(
         config.temperature,
         -1 if eos_id is None else eos_id,
         vocab_size,
+        shards,
     )
     key = jax.random.key(config.seed)
     if jax_mesh is None:
@@ -130,15 +135,18 @@ def _complete(
     temperature: float,
     eos_id: int,
     vocab_size: int,
+    shards: int,
     params: Any,
     key: jax.Array,
     tokens: Int[jax.Array, "B L"],
     lengths: Int[jax.Array, " B"],
 ) -> tuple[Int[jax.Array, "B L"], Int[jax.Array, " B"]]:
-    """Fills the buffer; returns it and where each row ends."""
+    """Fills the buffer, which is in natural order; returns it and where each row ends."""
     row = jnp.arange(tokens.shape[0])
     segments = jnp.ones_like(tokens)
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    order = context.order(tokens.shape[1], shards)
+    natural = jnp.asarray(context.natural(tokens.shape[1], shards))
+    positions = jnp.broadcast_to(jnp.asarray(order), tokens.shape)
 
     def unfinished(state: tuple) -> Bool[jax.Array, ""]:
         step, _, _, done = state
@@ -146,9 +154,11 @@ def _complete(
 
     def one_token(state: tuple) -> tuple:
         step, tokens, ends, done = state
-        hidden_BLD = transformer.hidden(config, params, tokens, segments, positions)
-        last_B1D = jnp.take_along_axis(hidden_BLD, (ends - 1)[:, None, None], axis=1)
-        logits_BV = transformer.logits(config, params, last_B1D)[:, 0]
+        hidden_BLD = transformer.hidden(config, params, tokens[:, order], segments, positions)
+        last = natural[ends - 1][:, None, None]
+        # The same place for every shard: `logits` splits places over them.
+        last_BSD = jnp.take_along_axis(hidden_BLD, jnp.repeat(last, shards, axis=1), axis=1)
+        logits_BV = transformer.logits(config, params, last_BSD)[:, 0]
         token = _choose(logits_BV[:, :vocab_size], temperature, key, row, step)
         done = done | (token == eos_id)
         tokens = tokens.at[row, ends].set(jnp.where(done, tokens[row, ends], token))

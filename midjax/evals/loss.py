@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float
 
 from midjax.batches import batch as batches
 from midjax.batches import pack, shards
+from midjax.model import context, sharding, transformer
 from midjax.model import loss as model_loss
-from midjax.model import sharding, transformer
 
 RowNll = Callable[[batches.Batch], Float[np.ndarray, "B T"]]
 
@@ -77,8 +77,10 @@ def from_model(
     jitted = jax.jit(compute, out_shardings=everywhere)
 
     def on_mesh(batch: batches.Batch) -> np.ndarray:
+        arranged = context.arrange(batch, jax_mesh.shape)
         with jax.set_mesh(jax_mesh):
-            return np.asarray(jitted(params, jax.tree.map(lambda x: place(x, rows), batch)))
+            found = jitted(params, jax.tree.map(lambda x: place(x, rows), arranged))
+        return context.restore(np.asarray(found), jax_mesh.shape)
 
     return on_mesh
 

@@ -45,7 +45,7 @@ def order(tokens: int, shards: int) -> np.ndarray:
             f"{-(-tokens // (2 * shards)) * 2 * shards}, or a smaller context axis."
         )
     chunks = np.arange(tokens, dtype=np.int32).reshape(2 * shards, -1)
-    return _frozen(np.stack((chunks[:shards], chunks[:shards - 1:-1]), axis=1).reshape(-1))
+    return _frozen(np.stack((chunks[:shards], chunks[: shards - 1 : -1]), axis=1).reshape(-1))
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import jax
 
 from midjax import checkpoint, log, units
 from midjax.batches import loader as loader_lib
-from midjax.model import sharding, transformer
+from midjax.model import context, sharding, transformer
 from midjax.train import metrics as metrics_lib
 from midjax.train import optimizer as optimizer_lib
 from midjax.train import prepare as prepare_lib
@@ -147,6 +147,7 @@ def _loop(begun: Begun, journal: log.Journal, store: checkpoint.Store) -> dict[s
     ) as progress:
         for step in range(prepared.first_step + 1, config.total_steps + 1):
             batch, _ = next(batches)
+            batch = context.arrange(batch, begun.mesh.shape)
             state, metrics = train_step(state, loader_lib.place(batch, place))
             recorder.put(step, metrics)
             progress.advance(batch_tokens, recorder.note)

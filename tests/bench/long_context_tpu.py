@@ -14,8 +14,6 @@ and remat, compiled by the same compiler: the figures it had are written below.
 """
 
 import argparse
-import contextlib
-import json
 import os
 import pathlib
 import sys

@@ -194,7 +194,7 @@ ON_A_MESH = """
     fields, model_fields = json.loads(sys.argv[1]), json.loads(sys.argv[2])
     long, samples = fields.pop("long"), fields.pop("samples")
     samples["prompts"] = tuple(samples["prompts"])
-    mesh_config = sharding.Mesh(data=1, fsdp=2, tensor=1)
+    mesh_config = sharding.Mesh(data=1, fsdp=2, tensor=1, context=2)
     config = evals.Eval(
         **fields | {"domains": tuple(fields["domains"]), "mesh": mesh_config},
         long=evals.LongDocuments(**long),
@@ -206,7 +206,8 @@ ON_A_MESH = """
     )
     params = transformer.init(model, jax.random.key(0))
     mesh = sharding.make(config.mesh)
-    placed = jax.device_put(params, sharding.tree(mesh, transformer.logical_axes(model)))
+    axes = transformer.logical_axes(model)
+    placed = jax.device_put(params, sharding.tree(mesh, axes, params))
     out = [evals.run(config, model, params, 1), evals.run(config, model, placed, 1, mesh)]
     try:
         import dataclasses
@@ -223,7 +224,7 @@ def test_sharded_params_give_the_same_numbers(config):
     model_fields = dataclasses.asdict(model())
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
     }
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(ON_A_MESH), json.dumps(fields),

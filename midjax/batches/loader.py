@@ -216,5 +216,10 @@ def _same(sources: Mapping[str, shards.TokenSource], key: str) -> Any:
 
 
 def place(batch: batch_lib.Batch, sharding: jax.sharding.NamedSharding) -> batch_lib.Batch:
-    """Rows in host memory -> arrays [B, T] on the mesh."""
+    """Rows in host memory -> arrays [B, T] on the mesh.
+
+    Args:
+      batch: rows in the order that the mesh wants, see `model.context.arrange`.
+      sharding: of rows, `model.sharding.batch`.
+    """
     return jax.tree.map(lambda x: jax.device_put(x, sharding), batch)

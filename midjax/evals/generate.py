@@ -3,7 +3,9 @@
 
 Each new token is a forward pass over the whole buffer [B, L] (L = longest prompt + new tokens).
 Attention is causal, so what stands behind a row's last token can't change what comes next, and
-rows of different lengths share one buffer and one compilation. B = rows, D = model width.
+rows of different lengths share one buffer and one compilation.
+
+B = rows, S = shards of the mesh's context axis, D = model width.
 """
 
 import dataclasses
@@ -19,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 
 from midjax.evals import loss
 from midjax.model import architecture, context, sharding, transformer
+from midjax.units import ceil_div
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,10 +92,10 @@ def complete(
     rows = -(-len(prompts) // divisor) * divisor
     padded = [*prompts, *[prompts[0]] * (rows - len(prompts))]
     lengths = np.array([len(prompt) for prompt in padded], np.int32)
-    length = int(lengths.max()) + config.max_new_tokens
     shards = 1 if jax_mesh is None else context.shards(jax_mesh.shape)
-    parts = 1 if shards == 1 else 2 * shards  # into which `context.order` cuts a row
-    tokens = np.zeros((rows, -(-length // parts) * parts), np.int32)
+    multiple = 1 if shards == 1 else 2 * shards  # see `context.order`
+    buffer = ceil_div(int(lengths.max()) + config.max_new_tokens, multiple) * multiple
+    tokens = np.zeros((rows, buffer), np.int32)
     for row, prompt in enumerate(padded):
         tokens[row, : len(prompt)] = prompt
     run = functools.partial(
@@ -140,12 +143,12 @@ def _complete(
     tokens: Int[jax.Array, "B L"],
     lengths: Int[jax.Array, " B"],
 ) -> tuple[Int[jax.Array, "B L"], Int[jax.Array, " B"]]:
-    """Fills the buffer; returns it and where each row ends."""
+    """Fills the buffer, which is in natural order; returns it and where each row ends."""
     row = jnp.arange(tokens.shape[0])
     segments = jnp.ones_like(tokens)
-    # The buffer is in natural order; the model wants its rows in that of the mesh.
-    order, natural = (f(tokens.shape[1], shards) for f in (context.order, context.natural))
-    positions = jnp.broadcast_to(jnp.asarray(order, jnp.int32), tokens.shape)
+    order = context.order(tokens.shape[1], shards)
+    natural = jnp.asarray(context.natural(tokens.shape[1], shards))
+    positions = jnp.broadcast_to(jnp.asarray(order), tokens.shape)
 
     def unfinished(state: tuple) -> Bool[jax.Array, ""]:
         step, _, _, done = state
@@ -153,11 +156,11 @@ def _complete(
 
     def one_token(state: tuple) -> tuple:
         step, tokens, ends, done = state
-        arranged_BL = tokens if shards == 1 else tokens[:, order]
-        hidden_BLD = transformer.hidden(config, params, arranged_BL, segments, positions)
-        hidden_BLD = hidden_BLD if shards == 1 else hidden_BLD[:, natural]
-        last_B1D = jnp.take_along_axis(hidden_BLD, (ends - 1)[:, None, None], axis=1)
-        logits_BV = transformer.logits(config, params, last_B1D)[:, 0]
+        hidden_BLD = transformer.hidden(config, params, tokens[:, order], segments, positions)
+        last = natural[ends - 1][:, None, None]
+        # The same place for every shard: `logits` splits places over them.
+        last_BSD = jnp.take_along_axis(hidden_BLD, jnp.repeat(last, shards, axis=1), axis=1)
+        logits_BV = transformer.logits(config, params, last_BSD)[:, 0]
         token = _choose(logits_BV[:, :vocab_size], temperature, key, row, step)
         done = done | (token == eos_id)
         tokens = tokens.at[row, ends].set(jnp.where(done, tokens[row, ends], token))

@@ -235,7 +235,7 @@ def attend(
     q_BNTH = _pad(scaled_BTNH, "edge").swapaxes(1, 2)
     k_BKSH, v_BKSH = (_pad(x, "constant").swapaxes(1, 2) for x in (k_BSKH, v_BSKH))
     segments = kernel_lib.SegmentIds(_pad(segments_BT, "edge"), _pad(segments_BS, "constant"))
-    out_BNTH = jax.vmap(made)(q_BNTH, k_BKSH, v_BKSH, segments)
+    out_BNTH: Any = jax.vmap(made)(q_BNTH, k_BKSH, v_BKSH, segments)
     return out_BNTH.swapaxes(1, 2)[:, :length]
 
 

@@ -52,10 +52,11 @@ def folder(tmp_path_factory):
     [
         (2, sharding.Mesh(data=1, fsdp=2, tensor=1)),
         (4, sharding.Mesh(data=1, fsdp=2, tensor=2)),
+        (4, sharding.Mesh(data=1, fsdp=2, tensor=1, context=2)),
     ],
 )
 def test_meshes_agree(folder, devices, mesh):
-    name = f"mesh-{devices}"
+    name = f"mesh-{devices}-{mesh.context}"
     in_process(folder, recipe(folder, name, mesh=mesh), devices)
     assert losses(folder, name) == pytest.approx(losses(folder, "one"), rel=1e-5)
     # The rows, and the data position, are the same ones.

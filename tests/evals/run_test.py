@@ -18,7 +18,7 @@ from midjax import files
 from midjax.batches import tokenize
 from midjax.corpora import text
 from midjax.evals import run as evals
-from midjax.model import architecture, rope, sharding, transformer
+from midjax.model import rope, sharding, transformer
 
 TEXTS = {
     "code": ["def f(x):\n    return x\n", "import os\n", "x = 1\n" * 20],
@@ -73,7 +73,7 @@ def model(**changes):
         "remat": "none",
         "loss_chunk_tokens": 32,
     }
-    return architecture.TransformerConfig(**(fields | changes))
+    return transformer.TransformerConfig(**(fields | changes))
 
 
 @pytest.fixture
@@ -189,28 +189,25 @@ ON_A_MESH = """
     import json, sys
     import jax, numpy as np
     from midjax.evals import run as evals
-    from midjax.model import architecture, rope, sharding, transformer
+    from midjax.model import rope, sharding, transformer
 
     fields, model_fields = json.loads(sys.argv[1]), json.loads(sys.argv[2])
     long, samples = fields.pop("long"), fields.pop("samples")
     samples["prompts"] = tuple(samples["prompts"])
-    mesh_config = sharding.Mesh(data=1, fsdp=2, tensor=1)
+    mesh_config = sharding.Mesh(data=1, fsdp=2, tensor=1, context=2)
     config = evals.Eval(
         **fields | {"domains": tuple(fields["domains"]), "mesh": mesh_config},
         long=evals.LongDocuments(**long),
         samples=evals.Samples(**samples),
     )
     scaling = rope.RopeScaling(kind="none")
-    model = architecture.TransformerConfig(
-        **model_fields | {
-            "rope": rope.Rope(theta=10000.0, scaling=scaling),
-            "layer_pattern": ("full",),
-            "dense_layers": (),
-        }
+    model = transformer.TransformerConfig(
+        **model_fields | {"rope": rope.Rope(theta=10000.0, scaling=scaling)}
     )
     params = transformer.init(model, jax.random.key(0))
     mesh = sharding.make(config.mesh)
-    placed = jax.device_put(params, sharding.tree(mesh, transformer.logical_axes(model), params))
+    axes = transformer.logical_axes(model)
+    placed = jax.device_put(params, sharding.tree(mesh, axes, params))
     out = [evals.run(config, model, params, 1), evals.run(config, model, placed, 1, mesh)]
     try:
         import dataclasses
@@ -227,7 +224,7 @@ def test_sharded_params_give_the_same_numbers(config):
     model_fields = dataclasses.asdict(model())
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
     }
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(ON_A_MESH), json.dumps(fields),

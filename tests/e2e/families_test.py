@@ -48,7 +48,7 @@ SETTINGS = {
     "olmo3": {"num_hidden_layers": 4, "sliding_window": 6},
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
     "gemma2": {"head_dim": 20, "sliding_window": 6},
-    "gemma3_text": {"head_dim": 20, "sliding_window": 6},
+    "gemma3_text": {"head_dim": 20, "sliding_window": 6, "num_hidden_layers": 7},
     "smollm3": {"num_hidden_layers": 4, "num_key_value_heads": 4},
 }
 MESHES = {

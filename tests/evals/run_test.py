@@ -202,7 +202,11 @@ ON_A_MESH = """
     )
     scaling = rope.RopeScaling(kind="none")
     model = transformer.TransformerConfig(
-        **model_fields | {"rope": rope.Rope(theta=10000.0, scaling=scaling)}
+        **model_fields | {
+            "rope": rope.Rope(theta=10000.0, scaling=scaling),
+            "layer_pattern": ("full",),
+            "dense_layers": (),
+        }
     )
     params = transformer.init(model, jax.random.key(0))
     mesh = sharding.make(config.mesh)

@@ -8,6 +8,7 @@ import contextlib
 import os
 import pathlib
 import pickle
+import re
 import subprocess
 import sys
 
@@ -151,6 +152,28 @@ def refusals():
     return found
 
 
+def gathered_activations():
+    """Shapes that fsdp 2 x context 2 gathers in a gradient, two rows of 64 tokens on each shard."""
+    mesh = sharding.make(sharding.Mesh(data=1, fsdp=2, tensor=1, context=2), jax.devices()[:4])
+    config = tiny_model.config(layers=2, loss_chunk_tokens=16)
+    axes, shapes = transformer.logical_axes(config), transformer.abstract(config)
+    params = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        shapes,
+        sharding.tree(mesh, axes, shapes),
+    )
+    row = jax.ShapeDtypeStruct((4, 128), jnp.int32, sharding=sharding.batch(mesh, 4))
+
+    def objective(params, tokens, segments, positions):
+        hidden = transformer.hidden(config, params, tokens, segments, positions)
+        return loss.token_losses(config, params, hidden, tokens)[0].mean()
+
+    with jax.set_mesh(mesh):
+        text = jax.jit(jax.grad(objective)).lower(params, row, row, row).compile().as_text()
+    found = re.findall(r"= \w+\[([\d,]+)\]\S* all-gather\(", text)
+    return sorted({tuple(map(int, shape.split(","))) for shape in found})
+
+
 @pytest.fixture(scope="module")
 def four_devices(tmp_path_factory):
     """What `main` made on four emulated devices."""
@@ -184,8 +207,16 @@ def test_the_mesh_changes_no_number(sizes, four_devices):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=2e-6)
 
 
+def test_context_splits_the_work_of_every_layer(four_devices):
+    """Whole rows are gathered as keys and values only, never at the model's or the mlp's width."""
+    whole_rows = [shape for shape in four_devices["gathered"] if 128 in shape or 256 in shape]
+    keys = {(2, 2, 64, 2, 16), (2, 128, 2, 16), (4, 128, 2, 16)}
+    ids = {shape for shape in whole_rows if len(shape) == 2}  # segments and the like
+    assert set(whole_rows) <= keys | ids, whole_rows
+
+
 def main(out):
-    found = {"refusals": refusals(), None: outcome(None)}
+    found = {"refusals": refusals(), None: outcome(None), "gathered": gathered_activations()}
     for sizes in MESHES:
         found[sizes] = outcome(made(*sizes))
     pathlib.Path(out).write_bytes(pickle.dumps(found))

@@ -54,6 +54,7 @@ NUMERICS = (
     "initializer_std",
     "param_dtype",
     "compute_dtype",
+    "head_dtype",
     "remat",
     "loss_chunk_tokens",
     "attention_kernel",

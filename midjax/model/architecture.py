@@ -29,6 +29,7 @@ _ABOVE_ZERO = ("norm_eps", "initializer_std", "attention_scale", "attention_soft
 _CHOICES = {
     "param_dtype": Dtype,
     "compute_dtype": Dtype,
+    "head_dtype": Dtype,
     "remat": Remat,
     "norm": Norm,
     "norm_placement": NormPlacement,
@@ -103,6 +104,8 @@ class TransformerConfig:
       param_dtype: how parameters are held. bfloat16 loses small updates: for inference.
       compute_dtype: of matrix products and activations. Norms, softmax, rotation, routing and loss
         are float32 always.
+      head_dtype: the head's weights are rounded to it; None is compute_dtype. MaxText rounds a tied
+        head to bfloat16 whatever else it computes in.
       remat: what the backward pass makes again per layer: "none", "full" (keeps the layers'
         inputs only) or "dots" (keeps the products with weights).
       loss_chunk_tokens: positions per chunk of the loss; see `loss.token_losses`.
@@ -166,6 +169,7 @@ class TransformerConfig:
     experts: Experts | None = None
     dense_layers: tuple[int, ...] = ()
     attention_kernel: AttentionKernel = "auto"
+    head_dtype: Dtype | None = None
 
     def __post_init__(self) -> None:
         for name in _SIZES:
@@ -178,6 +182,8 @@ class TransformerConfig:
             if value is not None and not value > 0:
                 raise ValueError(f"TransformerConfig.{name} must be over 0, got {value}.")
         for name, choice in _CHOICES.items():
+            if name == "head_dtype" and self.head_dtype is None:
+                continue
             if getattr(self, name) not in get_args(choice):
                 raise ValueError(
                     f"TransformerConfig.{name} is {getattr(self, name)!r}; "

@@ -260,7 +260,7 @@ def logits(
     # Flat for the same reason as in `project`.
     logits_BTV = jnp.matmul(
         hidden_BTD.reshape(-1, config.dim),
-        weights_DV.astype(config.compute_dtype),
+        weights_DV.astype(config.head_dtype or config.compute_dtype),
         preferred_element_type=jnp.float32,
     ).reshape(*hidden_BTD.shape[:2], config.vocab_size)
     if config.logits_scale is not None:

@@ -23,6 +23,7 @@ _FREE = (
     "context_tokens",
     "param_dtype",
     "compute_dtype",
+    "head_dtype",
     "remat",
     "loss_chunk_tokens",
     "initializer_std",

@@ -29,7 +29,6 @@ _ABOVE_ZERO = ("norm_eps", "initializer_std", "attention_scale", "attention_soft
 _CHOICES = {
     "param_dtype": Dtype,
     "compute_dtype": Dtype,
-    "head_dtype": Dtype,
     "remat": Remat,
     "norm": Norm,
     "norm_placement": NormPlacement,
@@ -104,8 +103,6 @@ class TransformerConfig:
       param_dtype: how parameters are held. bfloat16 loses small updates: for inference.
       compute_dtype: of matrix products and activations. Norms, softmax, rotation, routing and loss
         are float32 always.
-      head_dtype: the head's weights are rounded to it; None is compute_dtype. MaxText rounds a tied
-        head to bfloat16 whatever else it computes in.
       remat: what the backward pass makes again per layer: "none", "full" (keeps the layers'
         inputs only) or "dots" (keeps the products with weights).
       loss_chunk_tokens: positions per chunk of the loss; see `loss.token_losses`.
@@ -129,6 +126,8 @@ class TransformerConfig:
       window_rope: rotary embedding of "window" layers; None is `rope`.
       experts: mixture of experts in place of the mlp; None for none.
       dense_layers: layers that have an mlp although there are experts.
+      head_dtype: the head's weights are rounded to it; None is compute_dtype. MaxText rounds a tied
+        head to bfloat16 whatever else it computes in.
       attention_kernel: "auto" is "splash" on TPU and "blocked" elsewhere.
     """
 
@@ -182,13 +181,16 @@ class TransformerConfig:
             if value is not None and not value > 0:
                 raise ValueError(f"TransformerConfig.{name} must be over 0, got {value}.")
         for name, choice in _CHOICES.items():
-            if name == "head_dtype" and self.head_dtype is None:
-                continue
             if getattr(self, name) not in get_args(choice):
                 raise ValueError(
                     f"TransformerConfig.{name} is {getattr(self, name)!r}; "
                     f"allowed: {', '.join(get_args(choice))}."
                 )
+        if self.head_dtype not in (None, *get_args(Dtype)):
+            raise ValueError(
+                f"TransformerConfig.head_dtype is {self.head_dtype!r}; "
+                f"allowed: None, {', '.join(get_args(Dtype))}."
+            )
         if self.heads % self.kv_heads:
             raise ValueError(
                 f"TransformerConfig.kv_heads must divide heads, got {self.kv_heads} and "

@@ -20,7 +20,7 @@ import tokenizers
 from jaxtyping import Float, Int
 
 from midjax import files
-from midjax.model import hf, transformer
+from midjax.model import architecture, hf, transformer
 
 # Prose, code and maths, so that most kinds of token occur.
 PROMPT = """\
@@ -59,7 +59,7 @@ class Export:
     step: int | None
     output: str
     tokenizer: str
-    dtype: transformer.Dtype
+    dtype: architecture.Dtype
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16"):
@@ -89,7 +89,7 @@ class ExportResult:
 
 def check(
     config: Export,
-    model_config: transformer.TransformerConfig,
+    model_config: architecture.TransformerConfig,
     *,
     tokenizer_hash: str | None = None,
 ) -> tuple[tokenizers.Tokenizer, dict[str, int | None]]:
@@ -153,7 +153,7 @@ def prompt_ids(
 
 
 def _logits(
-    config: transformer.TransformerConfig, params: Any, tokens_BT: Int[np.ndarray, "B T"]
+    config: architecture.TransformerConfig, params: Any, tokens_BT: Int[np.ndarray, "B T"]
 ) -> Float[np.ndarray, "B T V"]:
     """In float32 throughout."""
     exact = dataclasses.replace(config, param_dtype="float32", compute_dtype="float32")
@@ -223,7 +223,7 @@ def _eval_table(evals: Mapping[str, Any]) -> list[str]:
 
 
 def model_card(
-    config: Export, model_config: transformer.TransformerConfig, lineage: Mapping[str, Any]
+    config: Export, model_config: architecture.TransformerConfig, lineage: Mapping[str, Any]
 ) -> str:
     """README.md: what the model is, where it comes from, what it scored.
 
@@ -252,7 +252,8 @@ def model_card(
     }
     step = "newest checkpoint" if config.step is None else f"step {config.step}"
     out = ["---", *header, "---", "", f"# {name}", ""]
-    out += [f"A Llama-style language model, trained with midjax (run `{config.run}`, {step}).", ""]
+    kind = f"A language model of type {model_config.family}, trained with midjax"
+    out += [f"{kind} (run `{config.run}`, {step}).", ""]
     out += ["It is a base model: it continues text and was not taught to follow instructions.", ""]
     out += ["## Shape", "", *_bullets(shape), ""]
     if rest:
@@ -264,7 +265,7 @@ def model_card(
 
 def run(
     config: Export,
-    model_config: transformer.TransformerConfig,
+    model_config: architecture.TransformerConfig,
     params: transformer.Params,
     lineage: Mapping[str, Any],
     *,

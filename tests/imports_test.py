@@ -44,9 +44,9 @@ ONE_OWNER = {
     "gin": {"config"},
     "orbax": {"checkpoint"},
     "flax": {"model"},
-    "transformers": {"batches.tokenize", "model.hf", "export", "evals"},
-    "tokenizers": {"batches.tokenize", "model.hf", "export", "evals"},
-    "safetensors": {"batches.tokenize", "model.hf", "export", "evals"},
+    "transformers": {"export"},
+    "tokenizers": {"batches.tokenize", "export", "evals"},
+    "safetensors": {"model.tensor_files"},
     "torch": {"export"},
 }
 NEVER_AT_MODULE_LEVEL = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio", "torch"}

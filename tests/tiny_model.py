@@ -4,7 +4,7 @@
 import jax
 import numpy as np
 
-from midjax.model import rope, transformer
+from midjax.model import architecture, rope, transformer
 
 NONE = rope.Rope(theta=10000.0, scaling=rope.RopeScaling(kind="none"))
 PI = rope.Rope(theta=10000.0, scaling=rope.RopeScaling(kind="pi", factor=4.0))
@@ -33,17 +33,17 @@ LLAMA3 = rope.Rope(
 ROPES = {"none": NONE, "pi": PI, "ntk": NTK, "yarn": YARN, "llama3": LLAMA3}
 
 
-def config(**kwargs) -> transformer.TransformerConfig:
+def config(**kwargs) -> architecture.TransformerConfig:
     given = {
         "vocab_size": 96, "dim": 32, "layers": 3, "heads": 4, "kv_heads": 2, "head_dim": 16,
         "ffn_dim": 48, "norm_eps": 1e-5, "tied_head": False, "context_tokens": 256, "rope": NONE,
         "initializer_std": 0.1, "param_dtype": "float32", "compute_dtype": "float32",
         "remat": "none", "loss_chunk_tokens": 256,
     }  # fmt: skip
-    return transformer.TransformerConfig(**(given | kwargs))
+    return architecture.TransformerConfig(**(given | kwargs))
 
 
-def params(model: transformer.TransformerConfig, seed: int = 0) -> transformer.Params:
+def params(model: architecture.TransformerConfig, seed: int = 0) -> transformer.Params:
     """Random in every entry: norms are not all ones either."""
     made = jax.jit(transformer.init, static_argnums=0)(model, jax.random.key(seed))
     rng = np.random.default_rng(seed)

@@ -9,7 +9,7 @@ import numpy as np
 from midjax import checkpoint
 from midjax.batches import loader, shards
 from midjax.mixture import order
-from midjax.model import rope, sharding, transformer
+from midjax.model import architecture, rope, sharding
 from midjax.train import optimizer, recipe, schedule, start, step
 
 VOCAB, T, B = 64, 16, 8
@@ -33,7 +33,7 @@ def write_tokens(folder: pathlib.Path, *, documents: int = 60, tokenizer: str = 
         shards.write(str(folder / name), made, facts=facts, shard_tokens=500)
 
 
-def model(**kwargs) -> transformer.TransformerConfig:
+def model(**kwargs) -> architecture.TransformerConfig:
     given = {
         "vocab_size": VOCAB, "dim": 16, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 4,
         "ffn_dim": 32, "norm_eps": 1e-5, "tied_head": False, "context_tokens": T,
@@ -41,7 +41,7 @@ def model(**kwargs) -> transformer.TransformerConfig:
         "initializer_std": 0.1, "param_dtype": "float32", "compute_dtype": "float32",
         "remat": "none", "loss_chunk_tokens": T,
     }  # fmt: skip
-    return transformer.TransformerConfig(**(given | kwargs))
+    return architecture.TransformerConfig(**(given | kwargs))
 
 
 def adamw(**kwargs) -> optimizer.AdamW:

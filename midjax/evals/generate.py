@@ -18,7 +18,7 @@ import tokenizers
 from jaxtyping import Bool, Float, Int
 
 from midjax.evals import loss
-from midjax.model import sharding, transformer
+from midjax.model import architecture, context, sharding, transformer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ def prompt_ids(
 
 def complete(
     config: Samples,
-    model_config: transformer.TransformerConfig,
+    model_config: architecture.TransformerConfig,
     params: Any,
     prompts: Sequence[Sequence[int]],
     *,
@@ -89,7 +89,10 @@ def complete(
     rows = -(-len(prompts) // divisor) * divisor
     padded = [*prompts, *[prompts[0]] * (rows - len(prompts))]
     lengths = np.array([len(prompt) for prompt in padded], np.int32)
-    tokens = np.zeros((rows, int(lengths.max()) + config.max_new_tokens), np.int32)
+    length = int(lengths.max()) + config.max_new_tokens
+    shards = 1 if jax_mesh is None else context.shards(jax_mesh.shape)
+    parts = 1 if shards == 1 else 2 * shards  # into which `context.order` cuts a row
+    tokens = np.zeros((rows, -(-length // parts) * parts), np.int32)
     for row, prompt in enumerate(padded):
         tokens[row, : len(prompt)] = prompt
     run = functools.partial(
@@ -99,6 +102,7 @@ def complete(
         config.temperature,
         -1 if eos_id is None else eos_id,
         vocab_size,
+        shards,
     )
     key = jax.random.key(config.seed)
     if jax_mesh is None:
@@ -125,11 +129,12 @@ def text_of(tokenizer: tokenizers.Tokenizer, prompt: Sequence[int], new: Sequenc
 
 
 def _complete(
-    config: transformer.TransformerConfig,
+    config: architecture.TransformerConfig,
     max_new_tokens: int,
     temperature: float,
     eos_id: int,
     vocab_size: int,
+    shards: int,
     params: Any,
     key: jax.Array,
     tokens: Int[jax.Array, "B L"],
@@ -138,7 +143,9 @@ def _complete(
     """Fills the buffer; returns it and where each row ends."""
     row = jnp.arange(tokens.shape[0])
     segments = jnp.ones_like(tokens)
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    # The buffer is in natural order; the model wants its rows in that of the mesh.
+    order, natural = (f(tokens.shape[1], shards) for f in (context.order, context.natural))
+    positions = jnp.broadcast_to(jnp.asarray(order, jnp.int32), tokens.shape)
 
     def unfinished(state: tuple) -> Bool[jax.Array, ""]:
         step, _, _, done = state
@@ -146,7 +153,9 @@ def _complete(
 
     def one_token(state: tuple) -> tuple:
         step, tokens, ends, done = state
-        hidden_BLD = transformer.hidden(config, params, tokens, segments, positions)
+        arranged_BL = tokens if shards == 1 else tokens[:, order]
+        hidden_BLD = transformer.hidden(config, params, arranged_BL, segments, positions)
+        hidden_BLD = hidden_BLD if shards == 1 else hidden_BLD[:, natural]
         last_B1D = jnp.take_along_axis(hidden_BLD, (ends - 1)[:, None, None], axis=1)
         logits_BV = transformer.logits(config, params, last_B1D)[:, 0]
         token = _choose(logits_BV[:, :vocab_size], temperature, key, row, step)

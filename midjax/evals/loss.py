@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float
 
 from midjax.batches import batch as batches
 from midjax.batches import pack, shards
+from midjax.model import architecture, context, sharding, transformer
 from midjax.model import loss as model_loss
-from midjax.model import sharding, transformer
 
 RowNll = Callable[[batches.Batch], Float[np.ndarray, "B T"]]
 
@@ -54,7 +54,7 @@ class LongDocuments:
 
 
 def from_model(
-    config: transformer.TransformerConfig, params: Any, jax_mesh: jax.sharding.Mesh | None
+    config: architecture.TransformerConfig, params: Any, jax_mesh: jax.sharding.Mesh | None
 ) -> RowNll:
     """The loss of each target under a model, jitted once per batch shape.
 
@@ -77,8 +77,10 @@ def from_model(
     jitted = jax.jit(compute, out_shardings=everywhere)
 
     def on_mesh(batch: batches.Batch) -> np.ndarray:
+        arranged = context.arrange(batch, jax_mesh.shape)
         with jax.set_mesh(jax_mesh):
-            return np.asarray(jitted(params, jax.tree.map(lambda x: place(x, rows), batch)))
+            found = jitted(params, jax.tree.map(lambda x: place(x, rows), arranged))
+        return context.restore(np.asarray(found), jax_mesh.shape)
 
     return on_mesh
 

@@ -23,7 +23,7 @@ from midjax.batches import pack, shards, tokenize
 from midjax.evals import generate, loss
 from midjax.evals.generate import Samples
 from midjax.evals.loss import LongDocuments
-from midjax.model import sharding, transformer
+from midjax.model import architecture, sharding
 from midjax.units import ceil_div
 
 
@@ -83,7 +83,7 @@ class _Inputs:
 
 def run(
     config: Eval,
-    model_config: transformer.TransformerConfig,
+    model_config: architecture.TransformerConfig,
     params: Any,
     step: int,
     jax_mesh: jax.sharding.Mesh | None = None,
@@ -140,7 +140,7 @@ def write(result: dict[str, Any]) -> str:
 
 def check(
     config: Eval,
-    model_config: transformer.TransformerConfig,
+    model_config: architecture.TransformerConfig,
     jax_mesh: jax.sharding.Mesh | None = None,
     *,
     tokenizer_hash: str | None = None,
@@ -236,7 +236,7 @@ def _total_tokens(config: Eval, inputs: _Inputs) -> int:
 def _samples(
     config: Eval,
     inputs: _Inputs,
-    model_config: transformer.TransformerConfig,
+    model_config: architecture.TransformerConfig,
     params: Any,
     jax_mesh: jax.sharding.Mesh | None,
 ) -> list[dict[str, str]]:

@@ -7,12 +7,9 @@ it a place that `midjax eval` and `midjax export` read, and a proof of its norms
 
 import dataclasses
 
-import jax
-import numpy as np
-
 from midjax import files
 from midjax.importing import foreign
-from midjax.model import architecture, hf, transformer
+from midjax.model import architecture, hf
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,14 +34,6 @@ class HuggingFace:
         return foreign.Foreign(
             origin={"format": "huggingface", "path": self.path},
             model=model,
-            load=lambda targets: load(self.path, targets),
+            load=lambda targets: hf.load(self.path, targets=targets)[1],
             tokenizer=foreign.read_tokenizer(self.path) if has_tokenizer else None,
         )
-
-
-def load(folder: str, targets: transformer.Params) -> transformer.Params:
-    """Parameters of a folder with the dtypes and shardings of `targets`."""
-    _, params = hf.load(folder)
-    return jax.tree.map(
-        lambda x, want: jax.device_put(np.asarray(x, want.dtype), want.sharding), params, targets
-    )

@@ -5,7 +5,7 @@
 
     tokens, segments, positions [B, T]
         |
-    transformer.hidden  <-- rope.frequencies, attention.blocked
+    transformer.hidden  <-- rope.angles, attention.blocked
         |
     [B, T, D] --loss.token_losses--> nats and log Z per token [B, T]
         +------transformer.logits--> scores [B, T, V]

@@ -7,7 +7,8 @@ A field that is left at its default means that the model lacks the part. Nothing
 import dataclasses
 from typing import Literal, get_args
 
-from midjax.model import rope
+from midjax.model import remat
+from midjax.model import rope as rope_lib
 
 Dtype = Literal["float32", "bfloat16"]
 # What a layer sees, and whether it turns queries and keys by position. "window" layers see the
@@ -18,7 +19,7 @@ NormPlacement = Literal["pre", "post", "both"]
 QkNorm = Literal["none", "head", "whole"]
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 AttentionKernel = Literal["auto", "blocked", "splash", "splash_interpret"]
-Remat = Literal["none", "full", "dots"]
+
 Routing = Literal["softmax", "sparsemixer"]
 
 _SIZES = ("vocab_size", "dim", "layers", "heads", "kv_heads", "head_dim", "ffn_dim",
@@ -29,7 +30,7 @@ _ABOVE_ZERO = ("norm_eps", "initializer_std", "attention_scale", "attention_soft
 _CHOICES = {
     "param_dtype": Dtype,
     "compute_dtype": Dtype,
-    "remat": Remat,
+    "remat": remat.Remat,
     "norm": Norm,
     "norm_placement": NormPlacement,
     "qk_norm": QkNorm,
@@ -103,8 +104,7 @@ class TransformerConfig:
       param_dtype: how parameters are held. bfloat16 loses small updates: for inference.
       compute_dtype: of matrix products and activations. Norms, softmax, rotation, routing and loss
         are float32 always.
-      remat: what the backward pass makes again per layer: "none", "full" (keeps the layers'
-        inputs only) or "dots" (keeps the products with weights).
+      remat: what the backward pass makes again per layer; the policies are listed in `remat`.
       loss_chunk_tokens: positions per chunk of the loss; see `loss.token_losses`.
       family: whose names and keys an export writes; see `families`.
       norm: "rms"; "rms_plus_one", whose weight is added to 1 (Gemma); "layer", with bias (PhiMoE).
@@ -141,11 +141,11 @@ class TransformerConfig:
     norm_eps: float
     tied_head: bool
     context_tokens: int
-    rope: rope.Rope
+    rope: rope_lib.Rope
     initializer_std: float
     param_dtype: Dtype
     compute_dtype: Dtype
-    remat: Remat
+    remat: remat.Remat
     loss_chunk_tokens: int
     family: str = "llama"
     norm: Norm = "rms"
@@ -164,7 +164,7 @@ class TransformerConfig:
     embed_scale: float | None = None
     layer_pattern: tuple[LayerType, ...] = ("full",)
     window_tokens: int | None = None
-    window_rope: rope.Rope | None = None
+    window_rope: rope_lib.Rope | None = None
     experts: Experts | None = None
     dense_layers: tuple[int, ...] = ()
     attention_kernel: AttentionKernel = "auto"
@@ -199,7 +199,7 @@ class TransformerConfig:
         self._check_layers()
         for one in (self.rope, self.window_rope):
             if one is not None:
-                rope.check_head_dim(one, self.head_dim)
+                rope_lib.check_head_dim(one, self.head_dim)
 
     def _check_layers(self) -> None:
         known = get_args(LayerType)
@@ -234,7 +234,7 @@ class TransformerConfig:
         """Whether a layer has experts in place of an mlp."""
         return self.experts is not None and layer not in self.dense_layers
 
-    def rope_of(self, kind: LayerType) -> rope.Rope | None:
+    def rope_of(self, kind: LayerType) -> rope_lib.Rope | None:
         """The rotary embedding of a kind of layers; None where there is none."""
         if kind.endswith("nope"):
             return None

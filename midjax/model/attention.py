@@ -1,15 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention: causal, within a document, grouped queries.
+"""Attention: causal, within a document, grouped queries; windows, soft caps, rows split over chips.
 
-`reference` is the definition; `blocked` computes the same and is what the model uses.
+    attend(kernel, q, k, v, segments)  --reference-->  the definition, all scores in memory
+                                       --blocked---->  blocks of queries, on any platform
+                                       --splash----->  the TPU's kernel
+
+`attend` is what the model calls. Under a mesh every device attends for its own rows, heads and
+queries; where `context` splits the length, keys and values are gathered over it, and the queries
+are those of `context.order`.
 
 Shape suffixes: B batch, T query length, S key length, N query heads, K key and value heads,
 G = N / K query heads per key head, H head size.
 """
 
+import dataclasses
+import math
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
+
+from midjax.model import architecture, context, sharding, splash
+
+# Remat policies that save this name keep what the backward pass needs of the forward pass.
+NAME = "attention"
 
 # Finite, so that no row can turn into NaN.
 _MASKED = -1e30
@@ -19,21 +36,80 @@ _MOST_BLOCKS = 4
 _LEAST_BLOCK_TOKENS = 128
 
 
+def attend(
+    kernel: architecture.AttentionKernel,
+    q_BTNH: Float[Array, "B T N H"],
+    k_BTKH: Float[Array, "B T K H"],
+    v_BTKH: Float[Array, "B T K H"],
+    segments_BT: Int[Array, "B T"],
+    *,
+    scale: float,
+    window_tokens: int | None,
+    softcap: float | None,
+) -> Float[Array, "B T N H"]:
+    """softmax(cap(scale q k^T)) v, over the keys that a query may see: see `reference`.
+
+    Uses the mesh in force (`jax.set_mesh`): rows are split over its batch axes, heads over
+    `tensor`, and T over `context`; then all inputs are in the order of `context.order`, and so is
+    the result.
+
+    Args:
+      kernel: "blocked"; "splash", for TPU; "splash_interpret", the same as plain JAX, slow, for
+        tests; "auto", splash where the mesh in force (or else JAX's default backend) is of TPUs,
+        and blocked elsewhere. So "auto" is right too for a TPU that is only compiled for.
+      q_BTNH, k_BTKH, v_BTKH: queries, keys and values. K divides N; query head i uses key head
+        i // (N / K). K need not divide over `tensor`.
+      segments_BT: document of each token; 0 is padding, which sees padding.
+      scale: on the products of queries and keys.
+      window_tokens: a query sees so many of the newest tokens, its own included; None for all.
+      softcap: c in c * tanh(score / c); None for none.
+
+    Raises:
+      ValueError: the length does not divide over `context`, or splash has no blocks for the heads.
+    """
+    made = Options(scale=scale, window_tokens=window_tokens, softcap=softcap)
+    if kernel == "auto":
+        kernel = "splash" if _platform() == "tpu" else "blocked"
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return _one_device(kernel, made, q_BTNH, k_BTKH, v_BTKH, segments_BT)
+    return _on_mesh(kernel, made, mesh, q_BTNH, k_BTKH, v_BTKH, segments_BT)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What `attend` is told beside its arrays; see there."""
+
+    scale: float
+    window_tokens: int | None
+    softcap: float | None
+
+    def capped(self, scores: Array) -> Array:
+        """Scores after the soft cap."""
+        if self.softcap is None:
+            return scores
+        return self.softcap * jnp.tanh(scores / self.softcap)
+
+
 def mask(
-    segments_BT: Int[Array, "B T"], keys_BS: Int[Array, "B S"], first: int
+    segments_BT: Int[Array, "B T"],
+    segments_BS: Int[Array, "B S"],
+    places_T: Int[Array, "T"],
+    places_S: Int[Array, "S"],
+    window_tokens: int | None,
 ) -> Bool[Array, "B T S"]:
-    """True where a query may look at a key: not later than itself and of the same segment.
+    """True where a query may look at a key: of the same segment, not later than itself, and within
+    its window (as in transformers, key > query - window).
 
     Padding is a segment of its own (0), so every query sees at least itself.
 
     Args:
-      segments_BT: segments of the queries, which stand at first, first + 1, ...
-      keys_BS: segments of the keys, which stand at 0, 1, ...
-      first: place of the first query in the row.
+      segments_BT, segments_BS: segments of queries and keys.
+      places_T, places_S: where they stand in the row.
+      window_tokens: see `attend`.
     """
-    queries_T = first + jnp.arange(segments_BT.shape[1])
-    causal_TS = queries_T[:, None] >= jnp.arange(keys_BS.shape[1])
-    return causal_TS & (segments_BT[:, :, None] == keys_BS[:, None, :])
+    seen_TS = splash.Seen(window_tokens)(places_T[:, None], places_S[None, :])
+    return seen_TS & (segments_BT[:, :, None] == segments_BS[:, None, :])
 
 
 def reference(
@@ -41,9 +117,12 @@ def reference(
     k_BTKH: Float[Array, "B T K H"],
     v_BTKH: Float[Array, "B T K H"],
     segments_BT: Int[Array, "B T"],
+    *,
     scale: float,
+    window_tokens: int | None,
+    softcap: float | None,
 ) -> Float[Array, "B T N H"]:
-    """softmax(scale q k^T) v within a document: the measure for every faster kernel.
+    """The measure for every faster kernel: whole rows in natural order, on one device.
 
     The softmax is in float32. Materialises [B, N, T, T] scores.
     """
@@ -52,12 +131,169 @@ def reference(
     scores_BNTS = scale * jnp.einsum(
         "BTNH,BSNH->BNTS", q_BTNH, k_BTNH, preferred_element_type=jnp.float32
     )
-    allowed_BTS = mask(segments_BT, segments_BT, 0)
+    if softcap is not None:
+        scores_BNTS = softcap * jnp.tanh(scores_BNTS / softcap)
+    places_T = jnp.arange(q_BTNH.shape[1])
+    allowed_BTS = mask(segments_BT, segments_BT, places_T, places_T, window_tokens)
     share_BNTS = jax.nn.softmax(jnp.where(allowed_BTS[:, None], scores_BNTS, _MASKED), axis=-1)
     return jnp.einsum("BNTS,BSNH->BTNH", share_BNTS.astype(v_BTNH.dtype), v_BTNH)
 
 
+def _platform() -> str:
+    """What is computed on, or compiled for: that of the mesh in force, else JAX's default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def _one_device(
+    kernel: architecture.AttentionKernel,
+    options: Options,
+    q_BTNH: Float[Array, "B T N H"],
+    k_BTKH: Float[Array, "B T K H"],
+    v_BTKH: Float[Array, "B T K H"],
+    segments_BT: Int[Array, "B T"],
+) -> Float[Array, "B T N H"]:
+    if kernel == "blocked":
+        places_T = jnp.arange(q_BTNH.shape[1])
+        return _blocked(options, 1, places_T, q_BTNH, k_BTKH, v_BTKH, segments_BT, segments_BT)
+    made = _splash(kernel, options, q_BTNH, 1, 1)
+    return splash.attend(made, q_BTNH, k_BTKH, v_BTKH, segments_BT, segments_BT, options.scale)
+
+
+def _on_mesh(
+    kernel: architecture.AttentionKernel,
+    options: Options,
+    mesh: jax.sharding.AbstractMesh,
+    q_BTNH: Float[Array, "B T N H"],
+    k_BTKH: Float[Array, "B T K H"],
+    v_BTKH: Float[Array, "B T K H"],
+    segments_BT: Int[Array, "B T"],
+) -> Float[Array, "B T N H"]:
+    """Every device for itself, with the keys of the whole row."""
+    shards, tensor = context.shards(mesh.shape), mesh.shape["tensor"]
+    heads, order = q_BTNH.shape[2], context.order(q_BTNH.shape[1], shards)
+
+    def split(axes: sharding.Axes, x: Array) -> PartitionSpec:
+        sharding.check_divides("Attention", x.shape, axes, mesh.shape)
+        return sharding.spec(axes, x.shape, mesh.shape)
+
+    queries = split(("batch", "length", "heads", "head_dim"), q_BTNH)
+    keys = split(("batch", "length", "kv_heads", "head_dim"), k_BTKH)
+    rows = split(("batch", "length"), segments_BT)
+    whole = keys[2] is None and tensor > 1
+    made, parts = None, None
+    if kernel != "blocked":
+        made = _splash(kernel, options, q_BTNH, shards, tensor)
+        parts = made.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, rows[1])))
+
+    def part(made, q_BTNH, k_BTKH, v_BTKH, segments_BT):  # type: ignore[no-untyped-def]
+        if whole:
+            k_BTKH, v_BTKH = (_used_heads(x, heads, tensor) for x in (k_BTKH, v_BTKH))
+        k_BSKH, v_BSKH, segments_BS = (
+            context.gathered(x, 1, shards) for x in (k_BTKH, v_BTKH, segments_BT)
+        )
+        arrays = (q_BTNH, k_BSKH, v_BSKH, segments_BT, segments_BS)
+        if made is not None:
+            return splash.attend(made, *arrays, options.scale)
+        places_nT = jnp.asarray(order).reshape(shards, -1)
+        return _blocked(options, shards, places_nT[jax.lax.axis_index(context.AXIS)], *arrays)
+
+    return jax.shard_map(
+        part,
+        mesh=mesh,
+        in_specs=(parts, queries, keys, keys, rows),
+        out_specs=queries,
+        # Pallas calls don't say over which axes their results vary.
+        check_vma=False,
+    )(made, q_BTNH, k_BTKH, v_BTKH, segments_BT)
+
+
+def _used_heads(x_BTKH: Array, heads: int, tensor: int) -> Array:
+    """Of key heads that every device holds, those that this device's query heads use.
+
+    Device j has the query heads [j * N / t, (j + 1) * N / t). Every run of gcd(N / t, G) of them
+    shares a key head, so that keys are repeated only where a device's share cuts through groups.
+    """
+    share, group = heads // tensor, heads // x_BTKH.shape[2]
+    run = math.gcd(share, group)
+    first = jax.lax.axis_index("tensor") * share + jnp.arange(0, share, run)
+    return jnp.take(x_BTKH, first // group, axis=2)
+
+
+def _splash(
+    kernel: architecture.AttentionKernel,
+    options: Options,
+    q_BTNH: Float[Array, "B T N H"],
+    shards: int,
+    tensor: int,
+) -> splash.kernel_lib.SplashAttentionKernel:
+    _, length, heads, head_dim = q_BTNH.shape
+    return splash.kernel(
+        tokens=length,
+        shards=shards,
+        heads=heads // tensor,
+        head_dim=head_dim,
+        itemsize=q_BTNH.dtype.itemsize,
+        window_tokens=options.window_tokens,
+        softcap=options.softcap,
+        name=NAME,
+        interpret=kernel == "splash_interpret",
+    )
+
+
+def _spans(length: int, shards: int) -> Iterator[tuple[slice, int, int]]:
+    """Blocks of a shard's queries, with the lowest and highest place they may have on any shard."""
+    halves = 1 if shards == 1 else 2
+    chunk = length // (shards * halves)
+    block = max(-(-chunk * halves // _MOST_BLOCKS), _LEAST_BLOCK_TOKENS)
+    for half in range(halves):
+        # Of the chunks 0 .. n - 1 in the first half, n .. 2n - 1 in the second.
+        lowest, highest = half * shards * chunk, (half * shards + shards - 1) * chunk
+        for first in range(0, chunk, block):
+            last = min(first + block, chunk)
+            here = slice(half * chunk + first, half * chunk + last)
+            yield here, lowest + first, highest + last - 1
+
+
+def _blocked(
+    options: Options,
+    shards: int,
+    places_T: Int[Array, "T"],
+    q_BTNH: Float[Array, "B T N H"],
+    k_BSKH: Float[Array, "B S K H"],
+    v_BSKH: Float[Array, "B S K H"],
+    segments_BT: Int[Array, "B T"],
+    segments_BS: Int[Array, "B S"],
+) -> Float[Array, "B T N H"]:
+    """The same as `reference`, by blocks of queries that see only the keys from their window on to
+    their end.
+
+    Half of the products fall away, and keys are not repeated for their group of queries.
+
+    Args:
+      options: see `attend`.
+      shards: of the context axis.
+      places_T: where this shard's queries stand in the row; keys stand at 0, 1, ...
+    """
+    window = options.window_tokens
+    q_BTNH = (q_BTNH.astype(jnp.float32) * options.scale).astype(q_BTNH.dtype)
+    out = []
+    for here, lowest, highest in _spans(k_BSKH.shape[1], shards):
+        oldest = 0 if window is None else max(lowest - window + 1, 0)
+        seen = slice(oldest, highest + 1)
+        allowed_BTS = mask(
+            segments_BT[:, here],
+            segments_BS[:, seen],
+            places_T[here],
+            jnp.arange(oldest, highest + 1),
+            window,
+        )
+        out.append(_block(options, q_BTNH[:, here], k_BSKH[:, seen], v_BSKH[:, seen], allowed_BTS))
+    return checkpoint_name(jnp.concatenate(out, axis=1), NAME)
+
+
 def _block(
+    options: Options,
     q_BTNH: Float[Array, "B T N H"],
     k_BSKH: Float[Array, "B S K H"],
     v_BSKH: Float[Array, "B S K H"],
@@ -69,7 +305,7 @@ def _block(
     scores_BKGTS = jnp.einsum(
         "BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32
     )
-    scores_BKGTS = jnp.where(allowed_BTS[:, None, None], scores_BKGTS, _MASKED)
+    scores_BKGTS = jnp.where(allowed_BTS[:, None, None], options.capped(scores_BKGTS), _MASKED)
     # The softmax's division comes after the product with v, on [T, H] instead of [T, S]; the
     # gradient through the maximum cancels.
     top_BKGT1 = jax.lax.stop_gradient(scores_BKGTS.max(axis=-1, keepdims=True))
@@ -83,25 +319,3 @@ def _block(
     )
     out_BTKGH = (out_BKGTH / total_BKGT1).astype(v_BSKH.dtype).transpose(0, 3, 1, 2, 4)
     return out_BTKGH.reshape(batch, length, heads, head_dim)
-
-
-def blocked(
-    q_BTNH: Float[Array, "B T N H"],
-    k_BTKH: Float[Array, "B T K H"],
-    v_BTKH: Float[Array, "B T K H"],
-    segments_BT: Int[Array, "B T"],
-    scale: float,
-) -> Float[Array, "B T N H"]:
-    """The same as `reference`, by blocks of queries that see only the keys before their end.
-
-    Half of the products fall away, and keys are not repeated for their group of queries.
-    """
-    length = q_BTNH.shape[1]
-    block = max(-(-length // _MOST_BLOCKS), _LEAST_BLOCK_TOKENS)
-    q_BTNH = q_BTNH * scale
-    out = []
-    for first in range(0, length, block):
-        here, seen = slice(first, first + block), slice(0, min(first + block, length))
-        allowed_BTS = mask(segments_BT[:, here], segments_BT[:, seen], first)
-        out.append(_block(q_BTNH[:, here], k_BTKH[:, seen], v_BTKH[:, seen], allowed_BTS))
-    return jnp.concatenate(out, axis=1)

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
-from midjax.model import transformer
+from midjax.model import architecture, context, transformer
 
 
 def _of_chunk(
-    config: transformer.TransformerConfig,
+    config: architecture.TransformerConfig,
     params: Any,
     hidden_BCD: Float[Array, "B C D"],
     targets_BC: Int[Array, "B C"],
@@ -32,7 +32,7 @@ def _of_chunk(
 
 
 def token_losses(
-    config: transformer.TransformerConfig,
+    config: architecture.TransformerConfig,
     params: Any,
     hidden_BTD: Float[Array, "B T D"],
     targets_BT: Int[Array, "B T"],
@@ -41,7 +41,9 @@ def token_losses(
 
     Logits are made for `config.loss_chunk_tokens` positions of every row at a time, and made again
     in the backward pass, so [B, T, V] in float32 never exists. The chunks run along T: along the
-    flattened B*T a sharded batch would have to be reshuffled. With one chunk nothing is made twice.
+    flattened B*T a sharded batch would have to be reshuffled. Where the mesh in force splits T over
+    `context`, every chunk takes its part from every shard, so that all of them work on it. With one
+    chunk nothing is made twice.
 
     Args:
       config, params: the model; only the head (or the tied embedding) is used.
@@ -51,8 +53,8 @@ def token_losses(
     Returns:
       (nll_BT, log_z_BT), both float32. The z-loss is log_z^2.
     """
-    length, chunk = targets_BT.shape[1], config.loss_chunk_tokens
-    if length <= chunk:
+    (rows, length), shards = targets_BT.shape, _shards()
+    if length <= config.loss_chunk_tokens:
         return _of_chunk(config, params, hidden_BTD, targets_BT)
     # Only what the head needs goes through the scan: the rest would get gradients of zeros.
     head = {name: params[name] for name in transformer.head_names(config)}
@@ -60,23 +62,34 @@ def token_losses(
         lambda weights, hidden, targets: _of_chunk(config, weights, hidden, targets),
         prevent_cse=False,
     )
-    whole = length // chunk
+    chunk = max(config.loss_chunk_tokens // shards, 1)
+    whole, rest = divmod(length // shards, chunk)
 
-    def chunks(x: Array) -> Array:
-        cut = x[:, : whole * chunk]
-        return cut.reshape(x.shape[0], whole, chunk, *x.shape[2:]).swapaxes(0, 1)
+    def chunks(x: Array, first: int, count: int, size: int) -> Array:
+        cut = x.reshape(rows, shards, -1, *x.shape[2:])[:, :, first : first + count * size]
+        cut = jnp.moveaxis(cut.reshape(rows, shards, count, size, *x.shape[2:]), 2, 0)
+        return cut.reshape(count, rows, shards * size, *x.shape[2:])
 
-    def unchunks(x: Array) -> Array:
-        return x.swapaxes(0, 1).reshape(x.shape[1], whole * chunk)
+    def unchunks(x: Array, size: int) -> Array:
+        return jnp.moveaxis(x.reshape(-1, rows, shards, size), 0, 2).reshape(rows, shards, -1)
 
     _, found = jax.lax.scan(
         lambda carry, piece: (carry, of_chunk(head, *piece)),
         None,
-        (chunks(hidden_BTD), chunks(targets_BT)),
+        tuple(chunks(x, 0, whole, chunk) for x in (hidden_BTD, targets_BT)),
     )
-    nll_BT, log_z_BT = unchunks(found[0]), unchunks(found[1])
-    if length % chunk:
-        last = of_chunk(head, hidden_BTD[:, whole * chunk :], targets_BT[:, whole * chunk :])
-        nll_BT = jnp.concatenate((nll_BT, last[0]), axis=1)
-        log_z_BT = jnp.concatenate((log_z_BT, last[1]), axis=1)
+    found = [unchunks(x, chunk) for x in found]
+    if rest:
+        last = of_chunk(
+            head, *(chunks(x, whole * chunk, 1, rest)[0] for x in (hidden_BTD, targets_BT))
+        )
+        ends = [unchunks(x[None], rest) for x in last]
+        found = [jnp.concatenate(pair, axis=2) for pair in zip(found, ends, strict=True)]
+    nll_BT, log_z_BT = (x.reshape(rows, length) for x in found)
     return nll_BT, log_z_BT
+
+
+def _shards() -> int:
+    """Into how many parts the mesh in force splits T."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else context.shards(mesh.shape)

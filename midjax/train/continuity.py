@@ -12,15 +12,18 @@ from typing import Any
 
 from midjax import checkpoint, files, log
 from midjax.batches import loader as loader_lib
-from midjax.model import hf, transformer
+from midjax.model import architecture, hf
 from midjax.train import start as start_lib
 
 LR_TOLERANCE = 1e-5
-# Fields of a model that do not decide what its parameters compute. `rope` and `context_tokens` may
-# change together, which is what an extension is.
+_ROPES = ("rope", "window_rope")
+# Fields of a model that do not decide what its parameters compute. Rotary embeddings and
+# `context_tokens` may change together, which is what an extension is.
 _FREE = (
-    "rope",
+    *_ROPES,
     "context_tokens",
+    "family",
+    "attention_kernel",
     "param_dtype",
     "compute_dtype",
     "head_dtype",
@@ -30,7 +33,7 @@ _FREE = (
 )
 
 
-def model(where: str, theirs: Mapping[str, Any], wanted: transformer.TransformerConfig) -> None:
+def model(where: str, theirs: Mapping[str, Any], wanted: architecture.TransformerConfig) -> None:
     """The model at the start computes what the recipe's would, but for an extended context.
 
     Args:
@@ -49,11 +52,13 @@ def model(where: str, theirs: Mapping[str, Any], wanted: transformer.Transformer
             f"The recipe's model does not fit {where}: {checkpoint.listed(wrong)}. Use the model "
             "of the checkpoint."
         )
-    if theirs["rope"] != ours["rope"] and ours["context_tokens"] <= theirs["context_tokens"]:
+    for name in _ROPES:
+        if theirs[name] == ours[name] or ours["context_tokens"] > theirs["context_tokens"]:
+            continue
         raise start_lib.StartError(
             f"The recipe's rotary embedding differs from that of {where}, and its context "
-            f"({ours['context_tokens']} tokens) is not longer: there {theirs['rope']}, recipe "
-            f"{ours['rope']}. Use theirs, which the parameters know, or extend the context."
+            f"({ours['context_tokens']} tokens) is not longer: {name} there {theirs[name]}, recipe "
+            f"{ours[name]}. Use theirs, which the parameters know, or extend the context."
         )
 
 
@@ -86,7 +91,7 @@ def tokenizer(where: str, theirs: str | None, ours: str) -> None:
         )
 
 
-def huggingface(folder: str, wanted: transformer.TransformerConfig, tokenizer_hash: str) -> None:
+def huggingface(folder: str, wanted: architecture.TransformerConfig, tokenizer_hash: str) -> None:
     """A folder to import: its config.json and tokenizer.json against the recipe's."""
     model(folder, dataclasses.asdict(hf.read_config(folder)), wanted)
     file = files.path(folder) / "tokenizer.json"

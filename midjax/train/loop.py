@@ -9,7 +9,7 @@ import jax
 
 from midjax import checkpoint, log, units
 from midjax.batches import loader as loader_lib
-from midjax.model import sharding, transformer
+from midjax.model import context, sharding, transformer
 from midjax.train import metrics as metrics_lib
 from midjax.train import optimizer as optimizer_lib
 from midjax.train import prepare as prepare_lib
@@ -51,6 +51,7 @@ def begin(config: recipe.Train) -> Begun:
             mesh = sharding.make(config.mesh)
             rows = config.data.batch_rows // config.microbatches
             sharding.check_divides("A microbatch", (rows,), ("batch",), mesh.shape)
+            context.order(config.data.row_tokens, context.shards(mesh.shape))  # or is refused
             return Begun(prepared=prepared, mesh=mesh, state=restore.first_state(prepared, mesh))
         except checkpoint.DamagedError as error:
             if error.run_dir != config.run_dir:
@@ -147,6 +148,7 @@ def _loop(begun: Begun, journal: log.Journal, store: checkpoint.Store) -> dict[s
     ) as progress:
         for step in range(prepared.first_step + 1, config.total_steps + 1):
             batch, _ = next(batches)
+            batch = context.arrange(batch, begun.mesh.shape)
             state, metrics = train_step(state, loader_lib.place(batch, place))
             recorder.put(step, metrics)
             progress.advance(batch_tokens, recorder.note)

@@ -11,6 +11,8 @@ from midjax.batches import loader
 from midjax.mixture import order as order_lib
 from midjax.train import step as step_lib
 
+_ROUTERS = ("balance_loss", "router_z_loss", "expert_load_max")
+
 
 class DivergedError(ValueError):
     """Too many updates in a row were skipped."""
@@ -27,6 +29,8 @@ class Recorder:
         grad_norm                before clipping
         update_norm, param_norm  of the change (not applied if skipped), of the parameters after it
         lr                       that this update used
+        balance_loss, router_z_loss, expert_load_max
+                                 of a model with experts; the largest load is 1 when all are equal
         skipped                  1 if loss or gradient was not finite: nothing but `step` changed
         loss/NAME                nats per token; null where the batch has none of the source
         tokens/NAME              loss-bearing tokens of the batch
@@ -105,6 +109,7 @@ class Recorder:
         row: dict[str, Any] = {"step": step, "tokens": step * data.batch_tokens}
         for name in ("loss", "z_loss", "grad_norm", "update_norm", "param_norm", "lr"):
             row[name] = float(values[name])
+        row |= {name: float(values[name]) for name in _ROUTERS if name in values}
         row["skipped"] = int(values["skipped"])
         counts, epochs = order.counts(rows_done), order.epochs(rows_done)
         for k, name in enumerate(order.names):

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from midjax.batches import loader as loader_lib
-from midjax.model import transformer
+from midjax.model import architecture, transformer
 from midjax.train import continuity, recipe
 from midjax.train import optimizer as optimizer_lib
 from midjax.train import schedule as schedule_lib
@@ -108,7 +108,7 @@ def _with_seed(config: recipe.Train, seed: int) -> recipe.Train:
 
 def _check_model(
     origin: start_lib.Origin,
-    model: transformer.TransformerConfig,
+    model: architecture.TransformerConfig,
     optimizer: Any,
     tokenizer_hash: str,
 ) -> None:

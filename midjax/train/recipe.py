@@ -5,7 +5,7 @@ import dataclasses
 
 from midjax import checkpoint, units
 from midjax.batches import loader as loader_lib
-from midjax.model import sharding, transformer
+from midjax.model import architecture, sharding
 from midjax.train import optimizer as optimizer_lib
 from midjax.train import schedule as schedule_lib
 from midjax.train import start as start_lib
@@ -32,7 +32,7 @@ class Train:
     """
 
     run_dir: str
-    model: transformer.TransformerConfig
+    model: architecture.TransformerConfig
     data: loader_lib.Data
     optimizer: optimizer_lib.AdamW
     schedule: schedule_lib.Schedule

@@ -42,7 +42,7 @@ def first_state(prepared: prepare_lib.Prepared, mesh: jax.sharding.Mesh) -> step
         if origin.run is not None:
             return _restored(origin, abstract, init_opt, count)
         if origin.huggingface is not None:
-            params = _imported(origin.huggingface, abstract.params)
+            _, params = hf.load(origin.huggingface, targets=abstract.params)
         else:
             init = functools.partial(transformer.init, config.model)
             made = jax.jit(init, out_shardings=shardings.params)
@@ -81,14 +81,6 @@ def _like_params(shape: Any, param_shardings: Any, replicated: Any) -> Any:
 
     return jax.tree.map(
         lambda node: param_shardings if is_params(node) else replicated, shape, is_leaf=is_params
-    )
-
-
-def _imported(folder: str, abstract: Any) -> Any:
-    """Parameters of a Hugging Face folder, whose config has been checked, on the mesh."""
-    _, params = hf.load(folder)
-    return jax.tree.map(
-        lambda x, want: jax.device_put(np.asarray(x, want.dtype), want.sharding), params, abstract
     )
 
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from midjax.batches import batch as batch_lib
+from midjax.model import architecture, moe, transformer
 from midjax.model import loss as model_loss
-from midjax.model import transformer
 
 Metrics = dict[str, jax.Array]
 
@@ -42,23 +42,30 @@ class Loss:
     Attributes:
       z_loss_weight: PaLM's auxiliary loss (2204.02311, section 5); 0 for none. Deep anneals want
         it: OLMo uses 1e-5, Marin 1e-4.
+      balance_loss_weight: of `moe.balance_loss`, which keeps experts evenly used; 0 for none. It is
+        a product of two means, taken over each microbatch and all of its devices.
+      router_z_loss_weight: of `moe.router_z_loss`; 0 for none.
     """
 
     z_loss_weight: float
+    balance_loss_weight: float = 0.0
+    router_z_loss_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.z_loss_weight < 0:
-            raise ValueError(f"Loss.z_loss_weight must be 0 or more, got {self.z_loss_weight}.")
+        for field in dataclasses.fields(self):
+            if (value := getattr(self, field.name)) < 0:
+                raise ValueError(f"Loss.{field.name} must be 0 or more, got {value}.")
 
 
 def loss_and_sums(
-    model: transformer.TransformerConfig,
+    model: architecture.TransformerConfig,
     loss: Loss,
     sources: int,
     params: Any,
     batch: batch_lib.Batch,
     total_weight: jax.Array,
-) -> tuple[jax.Array, Metrics]:
+    total_tokens: jax.Array,
+) -> tuple[jax.Array, dict[str, Any]]:
     """The part of the objective that these rows bring, and the sums behind the metrics.
 
     Args:
@@ -67,25 +74,36 @@ def loss_and_sums(
       params: model parameters.
       batch: rows of the global batch, or some of them.
       total_weight: loss weight of the *global* batch.
+      total_tokens: places of the *global* batch that are not padding.
 
     Returns:
       A scalar, and {"nll": scalar, "z": scalar, "nll_by_source": [sources],
-      "weight_by_source": [sources]} as sums in nats.
+      "weight_by_source": [sources]} as sums in nats, with "routers": moe.Aux for a model with
+      experts.
     """
-    hidden = transformer.hidden(model, params, batch.tokens, batch.segments, batch.positions)
+    hidden, routers = transformer.forward(
+        model, params, batch.tokens, batch.segments, batch.positions
+    )
     nll, log_z = model_loss.token_losses(model, params, hidden, batch.targets)
     # Selected, not multiplied: the loss of a place without weight may be infinite, and 0 * inf is
     # not a number.
     weighted = jnp.where(batch.weights > 0, batch.weights * nll, 0.0)
     z = jnp.where(batch.weights > 0, batch.weights * jnp.square(log_z), 0.0)
     here = batch.source[..., None] == jnp.arange(sources)
-    sums = {
+    sums: dict[str, Any] = {
         "nll": weighted.sum(),
         "z": z.sum(),
         "nll_by_source": jnp.where(here, weighted[..., None], 0.0).sum((0, 1)),
         "weight_by_source": jnp.where(here, batch.weights[..., None], 0.0).sum((0, 1)),
     }
-    return (sums["nll"] + loss.z_loss_weight * sums["z"]) / total_weight, sums
+    objective = (sums["nll"] + loss.z_loss_weight * sums["z"]) / total_weight
+    if model.experts is not None and routers is not None:
+        sums["routers"] = routers
+        added = loss.balance_loss_weight * moe.balance_loss(routers, model.experts)
+        added += loss.router_z_loss_weight * moe.router_z_loss(routers)
+        # These rows' share of the batch: a mean over tokens, as the rest of the objective is.
+        objective += added * routers.tokens / (total_tokens * transformer.expert_layers(model))
+    return objective, sums
 
 
 def _summed(
@@ -111,8 +129,19 @@ def _summed(
     return summed
 
 
+def _router_metrics(experts: architecture.Experts, routers: moe.Aux) -> Metrics:
+    """What the routers did, over all layers; of microbatches together."""
+    chosen = routers.chosen_E / jnp.maximum(routers.chosen_E.sum(), 1.0)
+    return {
+        "balance_loss": moe.balance_loss(routers, experts),
+        "router_z_loss": moe.router_z_loss(routers),
+        # 1 where every expert gets the same number of tokens.
+        "expert_load_max": chosen.max() * experts.count,
+    }
+
+
 def make_train_step(
-    model: transformer.TransformerConfig,
+    model: architecture.TransformerConfig,
     loss: Loss,
     optimizer: optax.GradientTransformation,
     learning_rate: Callable[[jax.Array], jax.Array],
@@ -127,10 +156,12 @@ def make_train_step(
     stay, the step counts on, and the metric `skipped` is 1.
     """
 
-    def gradients(params: Any, batch: batch_lib.Batch) -> tuple[Any, Metrics]:
-        total = jnp.maximum(batch.weights.sum(), 1.0)
+    def gradients(params: Any, batch: batch_lib.Batch) -> tuple[Any, dict[str, Any]]:
+        weight = jnp.maximum(batch.weights.sum(), 1.0)
+        tokens = jnp.maximum((batch.segments > 0).sum(), 1)
         of_rows = jax.grad(
-            lambda p, rows: loss_and_sums(model, loss, sources, p, rows, total), has_aux=True
+            lambda p, rows: loss_and_sums(model, loss, sources, p, rows, weight, tokens),
+            has_aux=True,
         )
         return _summed(of_rows, params, batch, microbatches)
 
@@ -158,6 +189,8 @@ def make_train_step(
             "nll_by_source": sums["nll_by_source"],
             "weight_by_source": sums["weight_by_source"],
         }
+        if model.experts is not None:
+            metrics |= _router_metrics(model.experts, sums["routers"])
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return train_step

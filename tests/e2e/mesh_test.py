@@ -10,8 +10,8 @@ import pytest
 import tiny_run as tiny
 
 from midjax import checkpoint, config
-from midjax.model import sharding
-from midjax.train import loop
+from midjax.model import architecture, sharding
+from midjax.train import loop, step
 
 STEPS = 10
 
@@ -61,6 +61,35 @@ def test_meshes_agree(folder, devices, mesh):
     # The rows, and the data position, are the same ones.
     one, other = (checkpoint.read_facts(str(folder / n), STEPS)["data"] for n in ("one", name))
     assert one == other
+
+
+EXPERTS = architecture.Experts(count=4, per_token=2, ffn_dim=24, normalized=True)
+ROUTER = step.Loss(z_loss_weight=1e-3, balance_loss_weight=0.02, router_z_loss_weight=1e-3)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"expert": 2, "fsdp": 2},
+        {"expert": 4},
+        {"context": 2, "expert": 2},
+        {"fsdp": 2, "tensor": 2},
+    ],
+    ids=str,
+)
+def test_experts_on_any_mesh_train_as_on_one_device(folder, sizes):
+    """Losses and the routers' own, which are products of means over the whole batch."""
+    mixture = {"model": tiny.model(experts=EXPERTS, dense_layers=(0,)), "loss": ROUTER}
+    if not (folder / "experts").exists():
+        loop.run(recipe(folder, "experts", **mixture))
+    name = "experts-" + "-".join(sizes)
+    mesh = sharding.Mesh(**({"data": 1, "fsdp": 1, "tensor": 1} | sizes))
+    in_process(folder, recipe(folder, name, mesh=mesh, **mixture), 4)
+    rows = [list(map(json.loads, (folder / n / "metrics.jsonl").open())) for n in (name, "experts")]
+    for found, want in zip(*rows, strict=True):
+        for key in ("loss", "balance_loss", "router_z_loss", "expert_load_max", "grad_norm"):
+            assert found[key] == pytest.approx(want[key], rel=1e-5 if key == "loss" else 1e-4)
+        assert want["balance_loss"] >= EXPERTS.per_token * 0.99  # k where all are used evenly
 
 
 def test_a_checkpoint_of_four_devices_goes_on_on_one(folder):

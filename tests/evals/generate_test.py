@@ -11,9 +11,9 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from midjax.evals import generate
-from midjax.model import rope, transformer
+from midjax.model import architecture, rope, transformer
 
-CONFIG = transformer.TransformerConfig(
+CONFIG = architecture.TransformerConfig(
     vocab_size=40,
     dim=16,
     layers=2,

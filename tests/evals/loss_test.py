@@ -10,7 +10,7 @@ import pytest
 
 from midjax.batches import shards
 from midjax.evals import loss
-from midjax.model import rope, transformer
+from midjax.model import architecture, rope, transformer
 
 BOS, EOS, VOCAB = 1, 2, 32
 TEXT_LENGTHS = [5, 1, 40, 17, 33, 3, 12]  # tokens of text per document
@@ -36,7 +36,7 @@ def model(**changes):
         "remat": "none",
         "loss_chunk_tokens": 16,
     }
-    return transformer.TransformerConfig(**(fields | changes))
+    return architecture.TransformerConfig(**(fields | changes))
 
 
 def write(folder, texts, *, eos=EOS):

@@ -18,7 +18,7 @@ from midjax import files
 from midjax.batches import tokenize
 from midjax.corpora import text
 from midjax.evals import run as evals
-from midjax.model import rope, sharding, transformer
+from midjax.model import architecture, rope, sharding, transformer
 
 TEXTS = {
     "code": ["def f(x):\n    return x\n", "import os\n", "x = 1\n" * 20],
@@ -73,7 +73,7 @@ def model(**changes):
         "remat": "none",
         "loss_chunk_tokens": 32,
     }
-    return transformer.TransformerConfig(**(fields | changes))
+    return architecture.TransformerConfig(**(fields | changes))
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ ON_A_MESH = """
     import json, sys
     import jax, numpy as np
     from midjax.evals import run as evals
-    from midjax.model import rope, sharding, transformer
+    from midjax.model import architecture, rope, sharding, transformer
 
     fields, model_fields = json.loads(sys.argv[1]), json.loads(sys.argv[2])
     long, samples = fields.pop("long"), fields.pop("samples")
@@ -201,12 +201,16 @@ ON_A_MESH = """
         samples=evals.Samples(**samples),
     )
     scaling = rope.RopeScaling(kind="none")
-    model = transformer.TransformerConfig(
-        **model_fields | {"rope": rope.Rope(theta=10000.0, scaling=scaling)}
+    model = architecture.TransformerConfig(
+        **model_fields | {
+            "rope": rope.Rope(theta=10000.0, scaling=scaling),
+            "layer_pattern": ("full",),
+            "dense_layers": (),
+        }
     )
     params = transformer.init(model, jax.random.key(0))
     mesh = sharding.make(config.mesh)
-    placed = jax.device_put(params, sharding.tree(mesh, transformer.logical_axes(model)))
+    placed = jax.device_put(params, sharding.tree(mesh, transformer.logical_axes(model), params))
     out = [evals.run(config, model, params, 1), evals.run(config, model, placed, 1, mesh)]
     try:
         import dataclasses

@@ -133,7 +133,7 @@ def test_sharded_parameters_are_saved_whole(tmp_path):
     config = config_of()
     params = tiny_model.params(config)
     mesh = sharding.make(sharding.Mesh(data=1, fsdp=-1, tensor=1))
-    placed = jax.device_put(params, sharding.tree(mesh, transformer.logical_axes(config)))
+    placed = jax.device_put(params, sharding.tree(mesh, transformer.logical_axes(config), params))
     for name, tree in (("plain", params), ("sharded", placed)):
         hf.save(str(tmp_path / name), config, tree, "float32")
     assert (
@@ -163,7 +163,7 @@ def test_numerics_are_the_callers(folder):
 
 def test_unknown_model_type_lists_the_known(folder):
     edit(folder, model_type="mamba")
-    with pytest.raises(ValueError, match="'mamba' is not supported; supported: llama"):
+    with pytest.raises(ValueError, match="'mamba' is not supported; supported: gemma2, "):
         hf.load(str(folder))
 
 

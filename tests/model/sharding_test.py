@@ -31,13 +31,18 @@ def made(data, fsdp, tensor):
 
 
 def test_spec_follows_the_table():
-    assert sharding.spec(("batch", "length", None)) == P(("data", "fsdp"), None, None)
+    batch = ("data", "fsdp", "expert")
+    assert sharding.spec(("batch", "length", None)) == P(batch, "context", None)
     axes = ("layers", "embed", "heads", "head_dim")
-    assert sharding.spec(axes) == P(None, "fsdp", "tensor", None)
+    assert sharding.spec(axes) == P(None, ("fsdp", "context", "expert"), "tensor", None)
+    axes = ("experts", "expert_embed", "mlp")
+    assert sharding.spec(axes) == P("expert", ("fsdp", "context"), "tensor")
 
 
 def test_colliding_axes_name_both():
-    with pytest.raises(ValueError, match=r"'batch' goes to \('data', 'fsdp'\) and 'embed' to"):
+    with pytest.raises(
+        ValueError, match=r"'batch' goes to \('data', 'fsdp', 'expert'\) and 'embed' to"
+    ):
         sharding.spec(("batch", "embed"))
 
 
@@ -47,7 +52,14 @@ def test_unknown_axis_is_refused():
 
 
 def test_mesh_is_filled_and_checked():
-    assert sharding.sizes(sharding.Mesh(data=2, fsdp=-1, tensor=2), 8) == (2, 2, 2)
+    assert sharding.sizes(sharding.Mesh(data=2, fsdp=-1, tensor=2), 8) == (2, 2, 1, 1, 2)
+    assert sharding.sizes(sharding.Mesh(data=1, fsdp=2, tensor=1, context=-1, expert=2), 16) == (
+        1,
+        2,
+        4,
+        2,
+        1,
+    )
     with pytest.raises(ValueError, match="does not fit 1 devices"):
         sharding.make(sharding.Mesh(data=1, fsdp=3, tensor=1), jax.devices()[:1])
     with pytest.raises(ValueError, match="does not fit 8 devices"):
@@ -61,11 +73,23 @@ def test_mesh_is_filled_and_checked():
 
 
 def test_what_does_not_divide_is_refused():
-    shape = {"data": 1, "fsdp": 2, "tensor": 2}
-    with pytest.raises(ValueError, match=r"wk: axis 'kv_heads' of size 1 .* tensor 2"):
-        sharding.check_divides("wk", (8, 1, 4), ("embed", "kv_heads", "head_dim"), shape)
+    shape = {"data": 1, "fsdp": 2, "context": 1, "expert": 1, "tensor": 2}
+    with pytest.raises(ValueError, match=r"wq: axis 'heads' of size 1 .* tensor 2"):
+        sharding.check_divides("wq", (8, 1, 4), ("embed", "heads", "head_dim"), shape)
     with pytest.raises(ValueError, match="has 1 dimensions"):
         sharding.check_divides("wk", (8,), ("embed", None), shape)
+
+
+def test_vocabulary_and_key_heads_may_stay_whole():
+    """A checkpoint has fixed them; what does not divide is copied, not refused."""
+    shape = {"data": 1, "fsdp": 2, "context": 1, "expert": 1, "tensor": 2}
+    axes = ("vocab", "embed")
+    sharding.check_divides("embed", (101, 8), axes, shape)
+    embed = ("fsdp", "context", "expert")
+    assert sharding.spec(axes, (101, 8), shape) == P(None, embed)
+    assert sharding.spec(axes, (102, 8), shape) == P("tensor", embed)
+    axes = ("embed", "kv_heads", "head_dim")
+    assert sharding.spec(axes, (8, 1, 4), shape) == P(embed, None, None)
 
 
 def test_constrain_without_a_mesh_is_nothing():
@@ -106,7 +130,7 @@ def outcome(mesh):
 def refusals():
     """The messages of what a real mesh refuses, before any device work."""
     mesh, found = made(1, 2, 2), []
-    config = tiny_model.config(kv_heads=1)
+    config = tiny_model.config(heads=3, kv_heads=3)
     axes, shapes = transformer.logical_axes(config), transformer.abstract(config)
 
     def constrain():
@@ -145,7 +169,7 @@ def four_devices(tmp_path_factory):
 
 def test_a_mesh_refuses_early(four_devices):
     parameter, batch, activation, devices = four_devices["refusals"]
-    assert "layers/wk: axis 'kv_heads' of size 1 does not divide over mesh tensor 2" in parameter
+    assert "layers/wo: axis 'heads' of size 3 does not divide over mesh tensor 2" in parameter
     assert "The batch: axis 'batch' of size 3 does not divide over mesh data 1 x fsdp 2" in batch
     assert "axis 'batch' of size 3" in activation
     assert "does not fit 4 devices" in devices

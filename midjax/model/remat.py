@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the backward pass makes again: policies by name.
+
+A layer names its values (`checkpoint_name`): layer_input; query, key, value (rotated); attention
+(before the output projection) and out (after it); gate and up of the mlp. Everything that a policy
+neither saves nor offloads is made again from what it keeps.
+
+    none                everything is saved
+    dots                products with weights
+    full                the layers' inputs only
+    save_attention      + attention, whose remaking costs a whole attention
+    save_projections    + query, key, value, attention, out, gate, up
+    offload_inputs      as full, with the layers' inputs in host memory
+    offload_attention   as save_attention, with both in host memory
+    offload_projections as save_projections, with all of them in host memory
+
+What is offloaded travels to pinned host memory in the forward pass and back in the backward pass.
+Experts have names for nothing: with them, gate and up are made again by every policy but "none".
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+
+Remat = Literal[
+    "none",
+    "dots",
+    "full",
+    "save_attention",
+    "save_projections",
+    "offload_inputs",
+    "offload_attention",
+    "offload_projections",
+]
+
+_PROJECTIONS = ("query", "key", "value", "attention", "out", "gate", "up")
+# Policy -> (names that stay on the device, names that go to the host).
+_NAMES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "save_attention": (("attention",), ()),
+    "save_projections": (_PROJECTIONS, ()),
+    "offload_inputs": ((), ("layer_input",)),
+    "offload_attention": ((), ("layer_input", "attention")),
+    "offload_projections": ((), ("layer_input", *_PROJECTIONS)),
+}
+
+
+def wrap(layer: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
+    """A layer whose backward pass follows the policy."""
+    policies = jax.checkpoint_policies
+    if remat == "none":
+        return layer
+    if remat == "full":
+        policy = policies.nothing_saveable
+    elif remat == "dots":
+        policy = policies.dots_with_no_batch_dims_saveable
+    else:
+        saved, offloaded = _NAMES[remat]
+        policy = policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=list(saved),
+            names_which_can_be_offloaded=list(offloaded),
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+    return jax.checkpoint(layer, policy=policy, prevent_cse=False)

@@ -34,7 +34,7 @@ from midjax.model import architecture, transformer
 # of a moment of them.
 _LANDMARK = "token_embedder/embedding"
 _LEFT_OUT = {
-    "step": "read as the step",
+    "step": f"{foreign_lib.READ}the step",
     "nnx_aux/*": "state of MaxText's random streams",
     "opt_state/losses": "history of skip_step_on_spikes",
     "opt_state/grad_norms": "history of skip_step_on_spikes",
@@ -338,6 +338,6 @@ def _state(
         "schedule_count": schedule_count,
         "lr": rate,
         "left_out": _LEFT_OUT
-        | {f"{adam}count": "read as Adam's count"}
-        | dict.fromkeys(others, "read as the position on the schedule"),
+        | {f"{adam}count": f"{foreign_lib.READ}Adam's count"}
+        | dict.fromkeys(others, f"{foreign_lib.READ}the position on the schedule"),
     }

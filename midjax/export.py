@@ -20,7 +20,7 @@ import tokenizers
 from jaxtyping import Float, Int
 
 from midjax import files
-from midjax.model import architecture, hf, transformer
+from midjax.model import architecture, folding, hf, transformer
 
 # Prose, code and maths, so that most kinds of token occur.
 PROMPT = """\
@@ -287,6 +287,7 @@ def run(
       RuntimeError: the folder, loaded back, computes something else.
     """
     tokenizer, ids = check(config, model_config, tokenizer_hash=tokenizer_hash)
+    model_config, params = folding.fold(model_config, params)
     hf.save(config.output, model_config, params, config.dtype, bos_id=ids["bos"], eos_id=ids["eos"])
     target = files.path(config.output)
     generation = {f"{name}_token_id": number for name, number in ids.items() if number is not None}

@@ -36,16 +36,17 @@ TABLE: dict[str, set[str]] = {
     "search": BASE | {"train", "evals", "mixture"},
     "plan": BASE | {"model", "checkpoint", "train"},
     "export": BASE | {"model", "checkpoint"},
+    "importing": BASE | {"model", "checkpoint"},
     "strict": BASE,
     "config": BASE | {"strict"},
 }
 # A dependency -> the packages and modules that may import it.
 ONE_OWNER = {
     "gin": {"config"},
-    "orbax": {"checkpoint"},
+    "orbax": {"checkpoint", "importing.orbax_item"},
     "flax": {"model"},
     "transformers": {"export"},
-    "tokenizers": {"batches.tokenize", "export", "evals"},
+    "tokenizers": {"batches.tokenize", "export", "evals", "importing.llama2c_tokenizer"},
     "safetensors": {"model.tensor_files"},
     "torch": {"export"},
 }

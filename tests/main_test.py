@@ -37,7 +37,7 @@ def test_recipes_that_help_names_exist():
         (["trian"], "no verb 'trian'"),
         (["train", "--steps=3"], "unknown arguments ['--steps=3']"),
         (["train", "--gin_file=nothing.gin"], "No gin file 'nothing.gin'"),
-        (["show"], "show needs one of tokenize, train"),
+        (["show"], "show needs one of tokenize, import, train"),
         (["demo", "--quick"], "unknown arguments ['--quick']"),
         (["export", "--gin.Export.runn=x"], "runn"),
     ],

@@ -106,7 +106,8 @@ def _announce(foreign: foreign_lib.Foreign, record: Mapping[str, Any], output: s
     log.say("  norms: " + ", ".join(f"{k} {norm:.6g}" for k, norm in record["norms"].items()))
     reasons: dict[str, list[str]] = {}
     for name, why in record["left out"].items():
-        reasons.setdefault(why, []).append(name)
+        if not why.startswith(foreign_lib.READ):
+            reasons.setdefault(why, []).append(name)
     for why, names in reasons.items():
         some = names[0] if len(names) == 1 else f"{len(names)} arrays such as {names[0]}"
         log.say(f"  not taken over: {some}: {why}")

@@ -54,11 +54,14 @@ NUMERICS = (
     "initializer_std",
     "param_dtype",
     "compute_dtype",
+    "head_dtype",
     "remat",
     "loss_chunk_tokens",
     "attention_kernel",
 )
 _MOST_LISTED = 12
+# How the reasons in `Foreign.left_out` begin for what was read for a number in it.
+READ = "read as "
 
 
 class ForeignError(ValueError):
@@ -104,7 +107,8 @@ class Foreign:
       params: our name ("layers/wq", as in `transformer.Params`) -> how to make it.
       load: for formats with a reader of their own: our targets (shapes, dtypes, shardings) ->
         parameters. `arrays` and `params` are then empty.
-      left_out: pattern of names of theirs that are not needed -> why. All others must be used.
+      left_out: pattern of names of theirs that no array of ours needs -> why ("read as ..." for the
+        step and counts). All others must be used.
       moment: ("mu" or "nu", name of a parameter of theirs) -> name of that moment; None where the
         checkpoint has no moments of Adam, and then neither counts nor rates.
       step: updates done.

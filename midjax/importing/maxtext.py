@@ -10,6 +10,10 @@ Rotary pairs. Of its rotary embeddings "default" turns dimension i with i + H/2,
 "llama3.1" turns 2i with 2i + 1, and so does "yarn" unless rope_interleave is false. The rows of
 such queries and keys are put in our order, their biases, norms and moments too: the same model.
 
+The head. A tied one is divided by sqrt(dim) where normalize_embedding_logits is true (the default
+there): TransformerConfig.logits_scale. Its weights are rounded to bfloat16 in any case: with
+TransformerConfig.head_dtype = "bfloat16" its losses come out to the last digit, without it better.
+
 `step` is the number of updates done: folder 16 was saved after the update of step 16, the 17th.
 """
 
@@ -30,7 +34,7 @@ from midjax.model import architecture, transformer
 # of a moment of them.
 _LANDMARK = "token_embedder/embedding"
 _LEFT_OUT = {
-    "step": "read as the step",
+    "step": f"{foreign_lib.READ}the step",
     "nnx_aux/*": "state of MaxText's random streams",
     "opt_state/losses": "history of skip_step_on_spikes",
     "opt_state/grad_norms": "history of skip_step_on_spikes",
@@ -71,6 +75,12 @@ class MaxText:
     learning_rate: float | maxtext_schedule.MaxTextSchedule | None
 
     def __post_init__(self) -> None:
+        if self.decoder_block not in maxtext_blocks.BLOCKS:
+            raise ValueError(
+                f"MaxText.decoder_block is {self.decoder_block!r}; midjax computes "
+                f"{', '.join(maxtext_blocks.BLOCKS)}. A new one is a row of maxtext_blocks.BLOCKS, "
+                "if the decoder can compute it."
+            )
         if self.param_scan_axis not in (0, 1):
             raise ValueError(f"MaxText.param_scan_axis must be 0 or 1, got {self.param_scan_axis}.")
         if isinstance(self.learning_rate, float) and self.learning_rate < 0:
@@ -328,6 +338,6 @@ def _state(
         "schedule_count": schedule_count,
         "lr": rate,
         "left_out": _LEFT_OUT
-        | {f"{adam}count": "read as Adam's count"}
-        | dict.fromkeys(others, "read as the position on the schedule"),
+        | {f"{adam}count": f"{foreign_lib.READ}Adam's count"}
+        | dict.fromkeys(others, f"{foreign_lib.READ}the position on the schedule"),
     }

@@ -9,6 +9,9 @@ import orbax.checkpoint as ocp
 
 from midjax import checkpoint, files
 
+# TensorStore's messages go on with a page of settings.
+_MOST_CHARACTERS = 300
+
 
 class OrbaxItem:
     """A PyTree item that other code wrote with Orbax, read by name, without the code's own types.
@@ -20,10 +23,11 @@ class OrbaxItem:
     """
 
     def __init__(self, folder: str) -> None:
-        self._folder = str(files.path(folder).resolve())
-        self._checkpointer = ocp.PyTreeCheckpointer()
+        self._folder = files.path(folder).resolve()
+        # Not a Checkpointer, which warns of what only a whole step has.
+        self._handler = ocp.PyTreeCheckpointHandler()
         try:
-            self._tree = self._checkpointer.metadata(self._folder).item_metadata.tree
+            self._tree = self._handler.metadata(self._folder).tree
         except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
             what = f"{folder} holds no PyTree item of Orbax: {type(error).__name__}: {error}"
             raise checkpoint.CheckpointError(what) from error
@@ -50,10 +54,10 @@ class OrbaxItem:
         how = ocp.checkpoint_utils.construct_restore_args(item)
         args = ocp.args.PyTreeRestore(item=item, restore_args=how)
         try:
-            found = dict(
-                checkpoint.named_leaves(self._checkpointer.restore(self._folder, args=args))
-            )
-        except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
-            what = f"{self._folder} cannot be read: {type(error).__name__}: {error}"
-            raise checkpoint.CheckpointError(what) from error
+            found = dict(checkpoint.named_leaves(self._handler.restore(self._folder, args=args)))
+        except Exception as error:  # of a damaged file the library raises no narrower kind
+            reason = f"{type(error).__name__}: {str(error)[:_MOST_CHARACTERS]}"
+            raise checkpoint.CheckpointError(
+                f"{self._folder} cannot be read: {reason}. Fetch the checkpoint again."
+            ) from error
         return {name: found[name] for name in shardings}

@@ -126,6 +126,8 @@ class TransformerConfig:
       window_rope: rotary embedding of "window" layers; None is `rope`.
       experts: mixture of experts in place of the mlp; None for none.
       dense_layers: layers that have an mlp although there are experts.
+      head_dtype: the head's weights are rounded to it; None is compute_dtype. MaxText rounds a tied
+        head to bfloat16 whatever else it computes in.
       attention_kernel: "auto" is "splash" on TPU and "blocked" elsewhere.
     """
 
@@ -166,6 +168,7 @@ class TransformerConfig:
     experts: Experts | None = None
     dense_layers: tuple[int, ...] = ()
     attention_kernel: AttentionKernel = "auto"
+    head_dtype: Dtype | None = None
 
     def __post_init__(self) -> None:
         for name in _SIZES:
@@ -183,6 +186,11 @@ class TransformerConfig:
                     f"TransformerConfig.{name} is {getattr(self, name)!r}; "
                     f"allowed: {', '.join(get_args(choice))}."
                 )
+        if self.head_dtype not in (None, *get_args(Dtype)):
+            raise ValueError(
+                f"TransformerConfig.head_dtype is {self.head_dtype!r}; "
+                f"allowed: None, {', '.join(get_args(Dtype))}."
+            )
         if self.heads % self.kv_heads:
             raise ValueError(
                 f"TransformerConfig.kv_heads must divide heads, got {self.kv_heads} and "

@@ -339,7 +339,7 @@ def logits(
     weights_DV = placed(config, params, head_names(config)[0])
     if config.tied_head:
         weights_DV = weights_DV.T
-    weights_DV = weights_DV.astype(config.compute_dtype)
+    weights_DV = weights_DV.astype(config.head_dtype or config.compute_dtype)
     logits_BTV = layers.by_token(hidden_BTD, weights_DV, jnp.float32)
     if config.logits_scale is not None:
         logits_BTV *= config.logits_scale

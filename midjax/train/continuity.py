@@ -26,6 +26,7 @@ _FREE = (
     "attention_kernel",
     "param_dtype",
     "compute_dtype",
+    "head_dtype",
     "remat",
     "loss_chunk_tokens",
     "initializer_std",

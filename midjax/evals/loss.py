@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 
 from midjax.batches import batch as batches
 from midjax.batches import pack, shards
-from midjax.model import architecture, sharding, transformer
+from midjax.model import architecture, context, sharding, transformer
 from midjax.model import loss as model_loss
 
 RowNll = Callable[[batches.Batch], Float[np.ndarray, "B T"]]
@@ -58,8 +58,8 @@ def from_model(
 ) -> RowNll:
     """The loss of each target under a model, jitted once per batch shape.
 
-    With a mesh, params may be sharded over it, batches are split over its data axes, and every
-    process gets all the losses back.
+    With a mesh, params may be sharded over it, batches are split over its data axes and their rows
+    over `context`, and every process gets all the losses back.
     """
 
     def compute(params: Any, batch: Any) -> jax.Array:
@@ -77,8 +77,10 @@ def from_model(
     jitted = jax.jit(compute, out_shardings=everywhere)
 
     def on_mesh(batch: batches.Batch) -> np.ndarray:
+        batch = context.arrange(batch, jax_mesh.shape)
         with jax.set_mesh(jax_mesh):
-            return np.asarray(jitted(params, jax.tree.map(lambda x: place(x, rows), batch)))
+            nll_BT = jitted(params, jax.tree.map(lambda x: place(x, rows), batch))
+        return context.restore(np.asarray(nll_BT), jax_mesh.shape)
 
     return on_mesh
 

@@ -2,6 +2,7 @@
 """Rows written out by hand, models that copy or are blind, and a real model scored one by one."""
 
 import dataclasses
+import itertools
 import math
 
 import jax
@@ -80,7 +81,7 @@ def test_a_row_by_hand(source, tokenizer):
     assert list(hidden.statement) == [*ids("key:"), *key, *ids(".")]
     texts = [text for text in TEXTS if text]
     begin = [i for i, text in enumerate(TEXTS) if text].index(inputs.starts[0])
-    around = sum(texts[begin:] + texts[:begin], [])
+    around = list(itertools.chain(*texts[begin:], *texts[:begin]))
     size = 60 - 1 - len("say key:") - len(key)
     for depth, start in ((0.0, 0), (0.5, round((size - 5 - len(key)) / 2)), (1.0, None)):
         start = size - 5 - len(key) if start is None else start
@@ -107,7 +108,7 @@ def test_the_key_stands_everywhere_in_the_same_tokens(source, tokenizer):
 
 def test_haystacks_go_round_without_bos_and_eos(source):
     stack = needle.Haystacks(source)
-    flat = sum(TEXTS, [])
+    flat = list(itertools.chain(*TEXTS))
     assert stack.lengths.tolist() == [len(text) for text in TEXTS]
     assert stack.text(0, 7).tolist() == flat[:7]
     assert stack.text(1, 40).tolist() == flat[5:45]

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from midjax import units
 from midjax.report import figure, records
 
 
@@ -111,6 +110,8 @@ def _plot(needles: Needles, most: float, name: str) -> figure.Plot:
 
     fig, axis = figure.new(height=1.1 + 0.42 * len(needles.depths))
     said = []
+    # Beside each other there is room for four columns of numbers.
+    between, size = ("  ", 10) if len(needles.lengths) <= 4 else ("\n", 8)
     for x, length in enumerate(needles.lengths):
         for y, depth in enumerate(needles.depths):
             cell = needles.cells.get((length, depth))
@@ -125,16 +126,16 @@ def _plot(needles: Needles, most: float, name: str) -> figure.Plot:
             )  # fmt: skip
             axis.add_patch(box)
             axis.text(
-                x, y, f"{cell.share}  {cell.nats}", ha="center", va="center", fontsize=10,
+                x, y, f"{cell.share}{between}{cell.nats}", ha="center", va="center", fontsize=size,
                 color=figure.FOREGROUND,
             )  # fmt: skip
-            said.append(f"{units.human(length)} at {depth:g}: {cell.share}, {cell.nats}")
+            said.append(f"{length:,} at {depth:g}: {cell.share}, {cell.nats}")
     beyond = [x for x, n in enumerate(needles.lengths) if needles.context and n > needles.context]
     if beyond:
         axis.axvline(beyond[0] - 0.5, color=figure.MUTED, linestyle="--", linewidth=1)
     axis.set_xlim(-0.5, len(needles.lengths) - 0.5)
     axis.set_ylim(len(needles.depths) - 0.5, -0.5)
-    axis.set_xticks(range(len(needles.lengths)), [units.human(n) for n in needles.lengths])
+    axis.set_xticks(range(len(needles.lengths)), [f"{n:,}" for n in needles.lengths])
     axis.set_yticks(range(len(needles.depths)), [f"{depth:g}" for depth in needles.depths])
     axis.grid(False)
     axis.set_xlabel("tokens of the row", fontsize=10)

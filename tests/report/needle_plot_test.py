@@ -31,7 +31,7 @@ NONE = [column("none", None), records.Column(label="old", path="p", result={"dom
 def test_a_plot_for_each_evaluation_that_has_the_test():
     before, after = needle_plot.plots([NONE[0], BEFORE, AFTER, NONE[1]])
     assert "512 at 0.5: 75 %, +4.00" in before.alt and "512 at 0: –, –" in before.alt
-    assert "8.19K at 0.5: 0 %, −0.50" in before.alt
+    assert "8,192 at 0.5: 0 %, −0.50" in before.alt
     assert "512 at 0.5: 100 %, +2.00" in after.alt and "share of 4 pass keys" in after.caption
     assert "75 %  +4.00" in before.svg
     assert "dashed line" in before.caption and "dashed line" not in after.caption

@@ -281,7 +281,7 @@ mesh, microbatches, checkpoint, model.remat and model.loss_chunk_tokens.""",
     ),
     "eval": Verb(
         _eval,
-        "bits per byte by domain, loss by position, samples",
+        "bits per byte by domain, loss by position, needle test, samples",
         """\
   midjax eval --gin_file=gin/recipes/demo_eval.gin --gin.Eval.run=build/demo/midtrain
 

@@ -64,6 +64,28 @@ def test_every_library_file_is_part_of_a_recipe():
     assert not unused, f"no recipe includes {unused}"
 
 
+def test_the_other_ropes_of_the_extension_can_be_pasted(tmp_path):
+    lines = (ROOT / "settings" / "extend.gin").read_text(encoding="utf-8").splitlines()
+    pasted: dict[str, list[str]] = {}
+    block: list[str] = []
+    for line in lines:
+        if not line.startswith("#   "):
+            block = []
+            continue
+        block.append(line.removeprefix("#   "))
+        if kind := re.search(r'RopeScaling.kind = "(\w+)"', line):
+            pasted[kind[1]] = block
+    assert set(pasted) == {"none", "longrope"}
+    for kind, bindings in pasted.items():
+        recipe = tmp_path / f"{kind}.gin"
+        recipe.write_text("\n".join(['include "recipes/extend_4x.gin"', *bindings, ""]))
+        rope = config.load("train", [str(recipe)]).model.rope
+        assert rope.scaling.kind == kind
+        assert (rope.theta, rope.scaling.factor) == {"none": (250000.0, None)}.get(
+            kind, (10000.0, 4.0)
+        )
+
+
 def test_library_files_have_no_macros():
     for path in ROOT.rglob("*.gin"):
         macros = re.findall(r"^([A-Z][A-Z0-9_]*) *=", path.read_text("utf-8"), flags=re.MULTILINE)

@@ -20,15 +20,36 @@ from midjax.mixture import order as order_lib
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """A token folder in a mixture.
+    """A token folder in a mixture, or its documents of some lengths.
+
+    Two sources may read one folder: its long and its short documents, with a weight each.
 
     Attributes:
       tokens: folder that `midjax tokenize` wrote.
       packing: how its documents become rows, see `pack.plan`.
+      least_tokens, most_tokens: documents of fewer or more tokens (BOS and EOS included) are in no
+        row of this source; None is no bound.
     """
 
     tokens: str
     packing: Literal["concat", "best_fit"]
+    least_tokens: int | None = None
+    most_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        low, high = self.least_tokens, self.most_tokens
+        if any(bound is not None and bound < 2 for bound in (low, high)) or (
+            low is not None and high is not None and low > high
+        ):
+            raise ValueError(
+                "Source.least_tokens and most_tokens must be 2 or more (a document of 2 tokens is "
+                f"one input with its target), the least not over the most; got {low} and {high}."
+            )
+
+    @property
+    def bounds(self) -> dict[str, int | None]:
+        """The bounds, as `pack.plan` takes them."""
+        return {"least_tokens": self.least_tokens, "most_tokens": self.most_tokens}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,12 +102,14 @@ class Opened:
     def __init__(self, data: Data) -> None:
         self.names = data.mixture.names
         self._sources = {n: shards.TokenSource(data.sources[n].tokens) for n in self.names}
-        self._packing = {n: data.sources[n].packing for n in self.names}
+        self._asked = {n: data.sources[n] for n in self.names}
         self.vocab_size: int = _same(self._sources, "vocab_size")
         self.tokenizer_hash: str = _same(self._sources, "tokenizer_hash")
         self.plans = {
-            name: pack.plan(source.lengths, data.row_tokens, self._packing[name])
-            for name, source in self._sources.items()
+            name: pack.plan(
+                self._sources[name].lengths, data.row_tokens, asked.packing, **asked.bounds
+            )
+            for name, asked in self._asked.items()
         }
         self.rows = {
             name: pack.Rows(self._sources[name], plan, k)
@@ -94,11 +117,14 @@ class Opened:
         }
 
     def contents(self) -> dict[str, str]:
-        """Source -> hash of its tokens and packing: what `Order.fingerprint` does not see."""
-        return {
-            name: f"{source.manifest['content_hash'][:16]}/{self._packing[name]}"
-            for name, source in self._sources.items()
-        }
+        """Source -> hash of its tokens, packing, bounds: what `Order.fingerprint` does not see."""
+        found = {}
+        for name, asked in self._asked.items():
+            parts = [self._sources[name].manifest["content_hash"][:16], asked.packing]
+            if any(bound is not None for bound in asked.bounds.values()):
+                parts.append(f"{asked.least_tokens or ''}-{asked.most_tokens or ''}")
+            found[name] = "/".join(parts)
+        return found
 
 
 class Loader:

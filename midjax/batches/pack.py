@@ -49,7 +49,14 @@ class Plan:
         return len(self) * self.row_tokens - int(self.length.sum())
 
 
-def plan(lengths: Int[np.ndarray, " documents"], row_tokens: int, policy: Policy) -> Plan:
+def plan(
+    lengths: Int[np.ndarray, " documents"],
+    row_tokens: int,
+    policy: Policy,
+    *,
+    least_tokens: int | None = None,
+    most_tokens: int | None = None,
+) -> Plan:
     """Plans the rows of one source.
 
     Args:
@@ -60,12 +67,16 @@ def plan(lengths: Int[np.ndarray, " documents"], row_tokens: int, policy: Policy
         documents of up to T pairs whole: longer ones are cut into pieces of T and a rest, and
         each piece goes where the least room is left (best-fit decreasing). `whole` gives one row
         to each document of at least T pairs, its first T; shorter ones are dropped and counted.
+      least_tokens, most_tokens: documents of fewer or more tokens are dropped and counted.
     """
     if row_tokens < 1:
         raise ValueError(f"row_tokens must be 1 or more, got {row_tokens}.")
-    pairs = np.maximum(np.asarray(lengths, np.int64) - 1, 0)
-    too_short = int((pairs == 0).sum())
-    dropped = {"fewer than 2 tokens": too_short} if too_short else {}
+    lengths = np.asarray(lengths, np.int64)
+    least = max(least_tokens or 0, 2)
+    short, long = lengths < least, lengths > (most_tokens or np.inf)
+    reasons = {f"fewer than {least} tokens": short, f"more than {most_tokens} tokens": long}
+    dropped = {reason: int(which.sum()) for reason, which in reasons.items() if which.any()}
+    pairs = np.where(short | long, 0, lengths - 1)
     if policy == "concat":
         return _concat(pairs, row_tokens, dropped)
     if policy == "best_fit":

@@ -5,9 +5,12 @@ token folder of a domain --plan "concat"--> rows --model--> nats of each target
                                                                |-- per domain:  bits per byte
 token folder of long documents --plan "whole"--> rows --model--+-- per position: nats per token
 
+keys hidden in haystacks --> rows --model--> accuracy and nats of the keys
+
 prompts --tokenizer--> padded buffer --model, token by token--> continuations
 
-loss.py      the two numbers above, each defined by a formula in its docstring
+loss.py      bits per byte and loss by position, each defined by a formula in its docstring
+needle.py    pass keys in long text, with and without the line that tells them
 generate.py  greedy or seeded sampling
 run.py       the root `Eval`: checks, computes, writes run/eval/<name>.json
 """

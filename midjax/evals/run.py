@@ -6,6 +6,9 @@
                           "content_hash", "blocks": [{"nats", "bytes"}]}},
      "by_position": {"source", "row_tokens", "documents", "dropped",
                      "buckets": [{"from", "to", "nats_per_token", "tokens"}]} or null,
+     "needle": {"source", "per_cell", "digits", "statement", "question", "seed",
+                "cells": [{"row_tokens", "depth", "accuracy", "nats_per_token", "nats_without",
+                           "saved_error"}]} or null,
      "samples": [{"prompt", "continuation"}]}
 
 Everything that can be known to be wrong is known before the model runs once.
@@ -20,10 +23,11 @@ import tokenizers
 
 from midjax import files, log
 from midjax.batches import pack, shards, tokenize
-from midjax.evals import generate, loss
+from midjax.evals import generate, loss, needle
 from midjax.evals.generate import Samples
 from midjax.evals.loss import LongDocuments
-from midjax.model import architecture, sharding
+from midjax.evals.needle import Needles
+from midjax.model import architecture, context, sharding
 from midjax.units import ceil_div
 
 
@@ -42,6 +46,7 @@ class Eval:
       batch_rows: rows per batch; divides over the mesh's data axes.
       long: long documents for loss by position, which may exceed the model's context; None skips.
       samples: prompts to continue; None skips.
+      needle: pass keys hidden in long text, which may exceed the model's context; None skips.
       tokenizer: folder with `tokenizer.json`, the one the tokens were made with.
       mesh: devices; need not be those of the training.
     """
@@ -57,6 +62,7 @@ class Eval:
     samples: Samples | None
     tokenizer: str
     mesh: sharding.Mesh
+    needle: Needles | None = None
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name or self.name.startswith("."):
@@ -79,6 +85,7 @@ class _Inputs:
     tokenizer_hash: str
     vocab_size: int
     prompts: list[list[int]]
+    needle: needle.Inputs | None
 
 
 def run(
@@ -117,6 +124,10 @@ def run(
         if config.long:
             source = inputs.sources[config.long.source]
             by_position = loss.by_position(source, row_nll, config.long, progress.advance)
+        needles = None
+        if config.needle and inputs.needle:
+            score = needle.from_model(model_config, params, jax_mesh)
+            needles = needle.run(config.needle, inputs.needle, score, progress.advance)
     return {
         "name": config.name,
         "run": config.run,
@@ -126,6 +137,7 @@ def run(
         "tokenizer_hash": inputs.tokenizer_hash,
         "domains": domains,
         "by_position": by_position,
+        "needle": needles,
         "samples": _samples(config, inputs, model_config, params, jax_mesh),
     }
 
@@ -150,7 +162,8 @@ def check(
     Raises:
       FileNotFoundError: no token folder, or no tokenizer.
       ValueError: no documents, no BOS, another tokenizer, a vocabulary that the model doesn't
-        have, rows beyond the context, prompts that don't fit, a batch that doesn't divide.
+        have, rows beyond the context, prompts that don't fit, a batch or a row that doesn't divide
+        over the mesh, keys that can't be hidden.
     """
     tokenizer, facts = tokenize.load_tokenizer(config.tokenizer, None, None)
     if facts["vocab_size"] > model_config.vocab_size:
@@ -178,8 +191,13 @@ def check(
                 f"Eval.{name}batch_rows={rows.batch_rows} does not divide over the mesh's "
                 f"{divisor} data shards. Choose a multiple of {divisor}."
             )
-    names = dict.fromkeys(config.domains + ((config.long.source,) if config.long else ()))
+    _check_context(config, jax_mesh)
+    others = [part.source for part in (config.long, config.needle) if part]
+    names = dict.fromkeys([*config.domains, *others])
     sources = {name: _source(config, name, facts) for name in names}
+    needles = None
+    if config.needle:
+        needles = needle.check(config.needle, sources[config.needle.source], tokenizer, jax_mesh)
     if config.long and not len(_plan_long(config.long, sources[config.long.source])):
         lengths = sources[config.long.source].lengths
         raise ValueError(
@@ -196,7 +214,16 @@ def check(
         tokenizer_hash=facts["tokenizer_hash"],
         vocab_size=facts["vocab_size"],
         prompts=prompts,
+        needle=needles,
     )
+
+
+def _check_context(config: Eval, jax_mesh: jax.sharding.Mesh | None) -> None:
+    """Rows that the mesh's `context` splits must divide over it."""
+    shards_of_row = 1 if jax_mesh is None else context.shards(jax_mesh.shape)
+    for rows in (config, config.long):
+        if rows is not None:
+            context.order(rows.row_tokens, shards_of_row)
 
 
 def _source(config: Eval, name: str, tokenizer: dict[str, Any]) -> shards.TokenSource:
@@ -230,6 +257,8 @@ def _total_tokens(config: Eval, inputs: _Inputs) -> int:
     if config.long:
         plan = _plan_long(config.long, inputs.sources[config.long.source])
         tokens += len(plan) * config.long.row_tokens
+    if config.needle:
+        tokens += needle.total_tokens(config.needle)
     return tokens
 
 

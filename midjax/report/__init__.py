@@ -13,5 +13,6 @@
     training.py  what the runs did: stages asked and seen, totals, starts, skipped updates
     figure.py    Matplotlib -> SVG that takes its colours from the page (light and dark)
     plots.py     the plots
+    needle_plot.py  the needle test: lengths by depths
     page.py      the root `Report`, the HTML page and the terminal's table
 """

@@ -16,7 +16,7 @@ from rich import console as rich_console
 from rich import table as rich_table
 
 from midjax import files
-from midjax.report import figure, plots, records, summary, training
+from midjax.report import figure, needle_plot, plots, records, summary, training
 
 TEMPLATE = "template.html.j2"
 
@@ -176,6 +176,7 @@ def _render(
         "tokens": plots.describe_tokens,
         "count": lambda x: f"{x:,.0f}" if math.isfinite(x) else "–",
         "share": lambda x: f"{100 * x:.2f} %" if math.isfinite(x) else "–",
+        "nats": lambda x: f"{x:.3f}" if math.isfinite(x) else "–",
         "points": _points,
         "epochs": lambda x: f"{x:.3f}" if math.isfinite(x) else "–",
         "svg": lambda plot: markupsafe.Markup(plot.svg),
@@ -191,6 +192,8 @@ def _render(
         columns=columns,
         change_plot=plots.changes(comparison),
         position_plot=plots.by_position(columns),
+        needle_plots=needle_plot.plots(columns),
+        needles=needle_plot.read(columns),
         positions=[c for c in columns if c.result.get("by_position")],
         rate_plot=plots.learning_rates(runs),
         runs=[_run_view(index, run, colors) for index, run in enumerate(runs)],

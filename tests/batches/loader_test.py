@@ -162,12 +162,66 @@ def test_base_rows_go_on_where_each_source_was(data):
         assert shared > 3 and went_on[:shared] == sequence[:shared]
 
 
+def halves(data, at):
+    """The sources of `data`, but web as two: documents under `at` tokens, and the others."""
+    web = data.sources["web"]
+    stage = order_lib.Stage(name="a", start_tokens=0, weights={"long": 0.34, "short": 0.66})
+    return dataclasses.replace(
+        data,
+        sources={
+            "long": dataclasses.replace(web, least_tokens=at),
+            "short": dataclasses.replace(web, most_tokens=at - 1),
+        },
+        mixture=order_lib.Mixture(
+            stages=(stage,), max_epochs={"long": 30.0, "short": 30.0}, seed=5, block_rows=50
+        ),
+    )
+
+
+def test_one_folder_as_long_and_short_documents(data):
+    made = halves(data, 15)
+    lengths = shards.TokenSource(data.sources["web"].tokens).lengths
+    starts = 30_000 + np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    opened = loader_lib.Opened(made)
+    long, short = (opened.plans[name].dropped for name in ("long", "short"))
+    assert long == {"fewer than 15 tokens": (lengths < 15).sum()}
+    assert short == {"more than 14 tokens": (lengths >= 15).sum()}
+    both = loader_lib.Loader(made, opened, total_rows=100)
+    assert both.order.counts(100).tolist() == [34, 66]
+    seen = set()
+    for batch, ids in both.batches(next_row=0, prefetch=0):
+        real = batch.weights > 0
+        document = np.searchsorted(starts, batch.tokens, side="right") - 1
+        assert ((lengths[document] >= 15) == (ids[:, :1] == 0))[real].all()
+        seen |= set(np.unique(lengths[document[real]]))
+    assert {lengths[lengths < 15].max(), lengths[lengths >= 15].min()} <= seen
+
+
+def test_bounds_are_part_of_the_contents(data):
+    plain = loader_lib.Opened(data).contents()
+    hashed = plain["web"].partition("/")[0]
+    assert plain["web"] == f"{hashed}/concat"
+    assert loader_lib.Opened(halves(data, 15)).contents() == {
+        "long": f"{hashed}/concat/15-", "short": f"{hashed}/concat/-14"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("bounds", [(1, None), (None, 0), (9, 8), (-3, 5)])
+def test_bounds_that_no_document_meets_are_refused(bounds):
+    with pytest.raises(ValueError, match=r"2 or more .* got"):
+        loader_lib.Source(
+            tokens="t", packing="concat", least_tokens=bounds[0], most_tokens=bounds[1]
+        )
+
+
 def test_errors(data, tmp_path):
     with pytest.raises(ValueError, match="does not divide over 3 readers"):
         row_ids(loader(data), readers=3)
     write(tmp_path / "code", 5, 10_000, tokenizer="another")
     with pytest.raises(ValueError, match=r"differ in tokenizer_hash.*one tokenizer"):
         loader_lib.Opened(data)
+    with pytest.raises(ValueError, match=r"\['long'\] hold no row of 8 tokens"):
+        loader(halves(data, 5000))
     with pytest.raises(ValueError, match=r"weights for \['maths'\]"):
         dataclasses.replace(data, sources={k: v for k, v in data.sources.items() if k != "maths"})
     with pytest.raises(ValueError, match="no stage gives a weight"):

@@ -48,6 +48,29 @@ def test_every_pair_once_and_none_across_documents(policy, row_tokens):
     assert plan.dropped == {"fewer than 2 tokens": 2}
 
 
+@pytest.mark.parametrize("policy", ["concat", "best_fit", "whole"])
+@pytest.mark.parametrize("bounds", [(None, 9), (9, 40), (40, None), (None, 17), (18, None)])
+def test_bounds_are_the_plan_of_the_documents_within_them(policy, bounds):
+    least, most = bounds
+    plan = pack.plan(np.array(LENGTHS), 8, policy, least_tokens=least, most_tokens=most)
+    inside = [d for d, n in enumerate(LENGTHS) if (least or 0) <= n <= (most or 1000)]
+    alone = pack.plan(np.array([LENGTHS[d] for d in inside]), 8, policy)
+    assert plan.document.tolist() == [inside[d] for d in alone.document]
+    for field in ("start", "length", "row_start"):
+        assert getattr(plan, field).tolist() == getattr(alone, field).tolist()
+
+
+def test_documents_out_of_bounds_are_counted_once_with_their_reason():
+    plan = pack.plan(np.array(LENGTHS), 8, "best_fit", least_tokens=5, most_tokens=33)
+    assert plan.dropped == {"fewer than 5 tokens": 4, "more than 33 tokens": 2}
+    assert len(plan) and sum(plan.dropped.values()) + len(set(plan.document)) == len(LENGTHS)
+    plan = pack.plan(np.array(LENGTHS), 8, "whole", least_tokens=9, most_tokens=33)
+    assert plan.dropped == {"fewer than 9 tokens": 6, "more than 33 tokens": 2}
+    assert pack.plan(np.array(LENGTHS), 8, "concat", most_tokens=100).dropped == {
+        "fewer than 2 tokens": 2
+    }
+
+
 def test_concat_pads_only_the_last_row():
     plan = pack.plan(np.array(LENGTHS), 16, "concat")
     total = sum(max(n - 1, 0) for n in LENGTHS)

@@ -64,3 +64,29 @@ def test_the_export_computes_what_the_run_does(output):
     assert result["max_difference"] < 2e-5
     names = {p.name for p in (output / "export").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= names
+
+
+def test_the_extension_recipes_go_on_from_the_demo(output, monkeypatch):
+    """4x: measured before, trained, measured after, one page; 16x differs in numbers only."""
+    monkeypatch.chdir(output.parent.parent)
+    few = ["--gin.Needles.per_cell=2", "--gin.Needles.depths=(0.5,)"]
+    before = ["--gin.Eval.name=before_4x", f"--gin.Eval.run={demo.OUTPUT}/midtrain"]
+    measure = ["eval", "--gin_file=recipes/extend_4x_eval.gin", *few]
+    for line in (
+        [*measure, *before],
+        shortened(["train", "--gin_file=recipes/extend_4x.gin"]),
+        measure,
+        ["report", "--gin_file=recipes/extend_4x_report.gin"],
+    ):
+        assert cli.main(line) == 0
+    after = json.loads((output / "extend_4x" / "eval" / "after_4x.json").read_text())
+    cells = after["needle"]["cells"]
+    assert [cell["row_tokens"] for cell in cells] == [256, 512, 1024]
+    assert all(0 < cell["nats_per_token"] < 20 for cell in cells)
+    assert after["context_tokens"] == 1024 and after["by_position"]["documents"] == 11
+    start = json.loads((output / "extend_4x" / "events.jsonl").read_text().splitlines()[0])
+    assert start["event"] == "start" and start["packing"]["long_prose"]["dropped"] == {
+        "fewer than 2049 tokens": 22
+    }
+    page = (output / "extend_4x.html").read_text()
+    assert "Needle test, before" in page and "Needle test, after" in page

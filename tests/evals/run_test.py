@@ -18,7 +18,7 @@ from midjax import files
 from midjax.batches import tokenize
 from midjax.corpora import text
 from midjax.evals import run as evals
-from midjax.model import rope, sharding, transformer
+from midjax.model import architecture, rope, sharding, transformer
 
 TEXTS = {
     "code": ["def f(x):\n    return x\n", "import os\n", "x = 1\n" * 20],
@@ -73,7 +73,7 @@ def model(**changes):
         "remat": "none",
         "loss_chunk_tokens": 32,
     }
-    return transformer.TransformerConfig(**(fields | changes))
+    return architecture.TransformerConfig(**(fields | changes))
 
 
 @pytest.fixture
@@ -130,6 +130,7 @@ def test_parts_can_be_left_out(config):
     params = transformer.init(model_config, jax.random.key(0))
     result = evals.run(short, model_config, params, 1)
     assert result["by_position"] is None and result["samples"] == []
+    assert result["needle"] is None
     assert list(result["domains"]) == ["prose"]
 
 
@@ -145,6 +146,28 @@ def test_parts_can_be_left_out(config):
 def test_bad_inputs_are_refused_before_the_model_runs(config, changes, model_changes, error, words):
     with pytest.raises(error, match=words):
         evals.run(dataclasses.replace(config, **changes), model(**model_changes), None, 1)
+
+
+def test_needles_of_a_uniform_model(config):
+    model_config = model()
+    params = transformer.init(model_config, jax.random.key(0))
+    params["head"] = params["head"] * 0
+    asked = dataclasses.replace(config, long=None, samples=None, needle=hidden_keys())
+    result = evals.run(asked, model_config, params, 1)["needle"]
+    assert result["source"] == "code" and result["per_cell"] == 2
+    for cell in result["cells"]:
+        assert cell["nats_per_token"] == pytest.approx(math.log(260), rel=1e-6)
+        assert cell["nats_without"] == pytest.approx(math.log(260), rel=1e-6)
+        assert cell["accuracy"] == 0.0
+
+
+def test_needles_are_checked_before_the_model_runs(config):
+    needles = dataclasses.replace(hidden_keys(), row_tokens=(2000,))
+    with pytest.raises(ValueError, match=r"'code' has 153 tokens of text.* 2000 tokens needs"):
+        evals.run(dataclasses.replace(config, needle=needles), model(), None, 1)
+    other = dataclasses.replace(hidden_keys(), source="law")
+    with pytest.raises(FileNotFoundError, match="law is not a finished token folder"):
+        evals.run(dataclasses.replace(config, needle=other), model(), None, 1)
 
 
 def test_long_documents_must_exist(config):
@@ -186,22 +209,23 @@ def test_bad_fields_are_refused(config, changes, words):
 
 
 ON_A_MESH = """
-    import json, sys
+    import dataclasses, json, sys
     import jax, numpy as np
     from midjax.evals import run as evals
-    from midjax.model import rope, sharding, transformer
+    from midjax.model import architecture, rope, sharding, transformer
 
-    fields, model_fields = json.loads(sys.argv[1]), json.loads(sys.argv[2])
-    long, samples = fields.pop("long"), fields.pop("samples")
+    fields, model_fields, axes = map(json.loads, sys.argv[1:])
+    long, samples, needles = (fields.pop(name) for name in ("long", "samples", "needle"))
     samples["prompts"] = tuple(samples["prompts"])
-    mesh_config = sharding.Mesh(data=1, fsdp=2, tensor=1, context=2)
+    lists = {name: tuple(needles[name]) for name in ("row_tokens", "depths")}
     config = evals.Eval(
-        **fields | {"domains": tuple(fields["domains"]), "mesh": mesh_config},
+        **fields | {"domains": tuple(fields["domains"]), "mesh": sharding.Mesh(**axes)},
         long=evals.LongDocuments(**long),
         samples=evals.Samples(**samples),
+        needle=evals.Needles(**needles | lists),
     )
     scaling = rope.RopeScaling(kind="none")
-    model = transformer.TransformerConfig(
+    model = architecture.TransformerConfig(
         **model_fields | {
             "rope": rope.Rope(theta=10000.0, scaling=scaling),
             "layer_pattern": ("full",),
@@ -210,39 +234,82 @@ ON_A_MESH = """
     )
     params = transformer.init(model, jax.random.key(0))
     mesh = sharding.make(config.mesh)
-    axes = transformer.logical_axes(model)
-    placed = jax.device_put(params, sharding.tree(mesh, axes, params))
-    out = [evals.run(config, model, params, 1), evals.run(config, model, placed, 1, mesh)]
-    try:
-        import dataclasses
-        evals.check(dataclasses.replace(config, batch_rows=3), model, mesh)
-    except ValueError as error:
-        out.append(str(error))
+    placed = jax.device_put(params, sharding.tree(mesh, transformer.logical_axes(model), params))
+
+    def refusal(**changes):
+        try:
+            evals.check(dataclasses.replace(config, **changes), model, mesh)
+        except ValueError as error:
+            return str(error)
+
+    odd = dataclasses.replace(config.needle, batch_rows=3)
+    uneven = dataclasses.replace(config.needle, row_tokens=(98,))
+    out = {"refusals": {
+        "batch": refusal(batch_rows=3, samples=None),
+        "needle batch": refusal(needle=odd, samples=None),
+        "needle row": refusal(needle=uneven, samples=None),
+        "row": refusal(row_tokens=30, samples=None),
+    }}
+    out["plain"] = evals.run(config, model, params, 1)
+    out["sharded"] = evals.run(config, model, placed, 1, mesh)
     print("RESULT" + json.dumps(out))
 """
 
 
-def test_sharded_params_give_the_same_numbers(config):
+def hidden_keys():
+    """5 tokens a key, which do not divide over two shards."""
+    return evals.Needles(
+        source="code", row_tokens=(96, 128), depths=(0.0, 0.9), per_cell=2, digits=5,
+        statement="The pass key is {key}. ", question="The pass key is ", batch_rows=4, seed=0,
+    )  # fmt: skip
+
+
+def on_mesh(config, **axes):
+    """Results on one device and on a mesh, and what the mesh refuses."""
     samples = dataclasses.replace(config.samples, prompts=("def f", "Once", "x"))  # 3 rows over 2
-    fields = dataclasses.asdict(dataclasses.replace(config, samples=samples))
-    model_fields = dataclasses.asdict(model())
+    fields = dataclasses.asdict(dataclasses.replace(config, samples=samples, needle=hidden_keys()))
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={math.prod(axes.values())}",
     }
+    given = [fields, dataclasses.asdict(model()), axes]
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(ON_A_MESH), json.dumps(fields),
-         json.dumps(model_fields)],
+        [sys.executable, "-c", textwrap.dedent(ON_A_MESH), *map(json.dumps, given)],
         env=environment, capture_output=True, text=True, check=False, cwd=os.getcwd(),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    plain, sharded, refusal = json.loads(done.stdout.partition("RESULT")[2])
+    return json.loads(done.stdout.partition("RESULT")[2])
+
+
+def assert_same_numbers(plain, sharded):
     for name in TEXTS:
         expected = plain["domains"][name]["bits_per_byte"]
         assert sharded["domains"][name]["bits_per_byte"] == pytest.approx(expected, rel=1e-5)
-    assert sharded["samples"] == plain["samples"] and len(plain["samples"]) == 3
     for a, b in zip(
         plain["by_position"]["buckets"], sharded["by_position"]["buckets"], strict=True
     ):
         assert b["nats_per_token"] == pytest.approx(a["nats_per_token"], rel=1e-5)
-    assert "does not divide over the mesh's 2 data shards" in refusal
+    assert len(plain["needle"]["cells"]) == 4
+    for a, b in zip(plain["needle"]["cells"], sharded["needle"]["cells"], strict=True):
+        assert b == pytest.approx(a, rel=1e-5, abs=5e-5)  # nats of about 5
+        assert a["nats_per_token"] != pytest.approx(a["nats_without"], rel=1e-3)
+
+
+def test_sharded_params_give_the_same_numbers(config):
+    found = on_mesh(config, data=1, fsdp=2, tensor=1)
+    plain, sharded = found["plain"], found["sharded"]
+    assert_same_numbers(plain, sharded)
+    assert sharded["samples"] == plain["samples"] and len(plain["samples"]) == 3
+    refusals = found["refusals"]
+    assert "does not divide over the mesh's 2 data shards" in refusals["batch"]
+    assert "Needles.batch_rows=3 does not divide over the mesh's 2" in refusals["needle batch"]
+    assert refusals["row"] is refusals["needle row"] is None
+
+
+def test_rows_split_over_context_give_the_same_numbers(config):
+    found = on_mesh(config, data=1, fsdp=2, tensor=1, context=2)
+    assert_same_numbers(found["plain"], found["sharded"])
+    refusals = found["refusals"]
+    assert "A row of 30 tokens does not divide over mesh context 2" in refusals["row"]
+    assert "A row of 98 tokens does not divide over mesh context 2" in refusals["needle row"]
+    assert found["sharded"]["samples"] == found["plain"]["samples"]

@@ -30,6 +30,13 @@ def write_run(folder, label, start):
     (folder / "config.json").write_text(f'{{"seed": 1, "note": "{NASTY}"}}')
 
 
+NEEDLE = {
+    "source": "long", "per_cell": 4,
+    "cells": [{"row_tokens": 2048, "depth": 0.25, "accuracy": 0.75, "nats_per_token": 1.5,
+               "nats_without": 4.0, "saved_error": 0.125}],
+}  # fmt: skip
+
+
 def write_eval(path, bits, samples):
     domains = {
         d: {"bits_per_byte": b, "nats_per_token": 1.0, "tokens": 9, "bytes": 30, "documents": 2}
@@ -40,6 +47,10 @@ def write_eval(path, bits, samples):
     position = {"source": "long", "row_tokens": 16, "documents": 1, "buckets": buckets}
     result = {"name": path.stem, "run": "r", "step": 5, "domains": domains}
     files.write_json(path, result | {"by_position": position, "samples": samples})
+
+
+def add_needle(path):
+    files.write_json(path, files.read_json(path) | {"needle": NEEDLE})
 
 
 @pytest.fixture
@@ -100,10 +111,14 @@ class Checker(html.parser.HTMLParser):
         self.text.append(data)
 
 
-def test_the_page_is_whole_and_stands_alone(config):
+def test_the_page_is_whole_and_stands_alone(config, tmp_path):
     result = page.run(config)
     text = files.path(config.output).read_text()
     assert result.path == config.output and result.bytes == len(text.encode())
+    assert "Needle test" not in text
+    add_needle(tmp_path / "after.json")
+    page.run(config)
+    text = files.path(config.output).read_text()
     found = Checker()
     found.feed(text)
     assert not found.open
@@ -112,7 +127,7 @@ def test_the_page_is_whole_and_stands_alone(config):
     assert {link[1:] for link in found.links} <= set(found.ids)
     assert not {"script", "link", "img", "iframe"} & set(found.tags)
     assert "@import" not in text and not re.search(r"url\((?!#)", text)
-    assert found.tags.count("figure") == found.tags.count("figcaption") == 7
+    assert found.tags.count("figure") == found.tags.count("figcaption") == 8
     words = " ".join(" ".join(found.text).split())
     for expected in (
         "A <mixture>",
@@ -121,6 +136,9 @@ def test_the_page_is_whole_and_stands_alone(config):
         "Loaded back with midjax and run on 64 tokens of text: no logit differs from ours by "
         "more than 2e-06.",
         "updates whose loss or gradient was not finite: 1 (step 2)",
+        "Needle test, after: share of 4 pass keys found",
+        "after: 4 keys each, in text of long",
+        "75 %; +2.50 ± 0.12 (4.000 to 1.500)",
         "not generated",
         NASTY,
     ):

@@ -134,8 +134,10 @@ def _import(arguments: list[str]) -> None:
     from midjax import config
     from midjax.importing import recipe
 
-    recipe.run(root)
+    record = recipe.run(root)
     config.save(root, root.output)
+    model, _, _ = _found(root.output, record["step"])
+    config.save_model(model, root.output)
 
 
 def _found(run_dir: str, step: int | None) -> tuple[Any, int, dict[str, Any]]:
@@ -264,8 +266,9 @@ are kept as they are.""",
   midjax import --gin_file=gin/recipes/import_maxtext.gin --gin.MaxText.path=CHECKPOINTS/STEP
 
 Writes Import.output: checkpoints/<step>/ with parameters and, where the source has them, Adam's
-moments, counts and learning rate; tokenizer/, import.json (what was made of what, what was left
-out) and config.json. Start a run from it with Start.run; eval and export read it like any run.""",
+moments, counts and learning rate; tokenizer/; model.gin (the model, a --gin_file for recipes);
+import.json (what was made of what, what was left out); config.json. Start a run from it with
+Start.run; eval and export read it like any run.""",
     ),
     "train": Verb(
         _train,

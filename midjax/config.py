@@ -146,6 +146,13 @@ def save(root: Any, run_dir: str | os.PathLike[str]) -> None:
     files.write_json(folder / "config.json", record)
 
 
+def save_model(model: Any, run_dir: str | os.PathLike[str]) -> None:
+    """Writes `model.gin`: what `@TransformerConfig()` is, for recipes that start from the run."""
+    place = files.path(run_dir) / "model.gin"
+    header = f"# The model of {run_dir}: midjax train --gin_file={place} --gin_file=RECIPE\n\n"
+    files.write_text(place, header + text.gin(model))
+
+
 def _verb(root: Any) -> str | None:
     """The verb whose root this is."""
     place = f"{type(root).__module__}:{type(root).__name__}"

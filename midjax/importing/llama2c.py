@@ -164,7 +164,9 @@ def read_header(path: str) -> Header:
         raise foreign.ForeignError(f"{path} has {length} bytes: it is no file of llama2.c.")
     magic, version = struct.unpack_from("<Ii", start)
     if magic == _MAGIC:
-        if version != 1 or len(start) < _V1_BYTES:
+        if len(start) < _V1_BYTES:
+            raise foreign.ForeignError(f"{path} is truncated: its header alone has 256 bytes.")
+        if version != 1:
             raise foreign.ForeignError(
                 f"{path} is of llama2.c's version {version}; midjax reads the legacy format and "
                 "version 1, both float32 (version 2 is quantized). Export it with --version 1."

@@ -111,6 +111,10 @@ def merges(found: list[tuple[str, float]]) -> list[tuple[str, str]]:
         splits = [(text[:i], text[i:]) for i in range(1, len(text))]
         here = [pair for pair in splits if pair[0] in known and pair[1] in known]
         # Of x y z with two ways to join, the left one is first.
-        here.sort(key=lambda pair: any(left[1] == pair[0] and left != pair for left in here))
-        pairs += here
+        pairs += sorted(here, key=lambda pair: _is_right(pair, here))
     return pairs
+
+
+def _is_right(pair: tuple[str, str], pairs: list[tuple[str, str]]) -> bool:
+    """Whether it is the (y, z) of some x, y, z whose x and y join to the same."""
+    return any(left[1] == pair[0] and left != pair for left in pairs)

@@ -149,7 +149,7 @@ def save(root: Any, run_dir: str | os.PathLike[str]) -> None:
 def save_model(model: Any, run_dir: str | os.PathLike[str]) -> None:
     """Writes `model.gin`: what `@TransformerConfig()` is, for recipes that start from the run."""
     place = files.path(run_dir) / "model.gin"
-    header = f"# The model of {run_dir}: midjax train --gin_file={place} --gin_file=RECIPE\n\n"
+    header = f"# The model of {run_dir}: midjax train --gin_file=RECIPE --gin_file={place}\n\n"
     files.write_text(place, header + text.gin(model))
 
 

@@ -342,7 +342,7 @@ def test_a_part_that_contains_itself(write):
 
 
 def test_unknown_verb():
-    with pytest.raises(config.ConfigError, match="'tarin' takes no recipe; tokenize, train, eval"):
+    with pytest.raises(config.ConfigError, match="'tarin' takes no recipe; tokenize, import, train, eval"):
         config.load("tarin")
 
 
@@ -457,3 +457,13 @@ def test_resuming_with_another_configuration(write, tmp_path):
     assert config.guard_resume(other, tmp_path, ("betas",)) == ["betas[1]: 0.95 -> 0.99"]
     with pytest.raises(config.ConfigError, match=r"betas\[1\]: 0.95 -> 0.99"):
         config.guard_resume(other, tmp_path, ("beta", "steps"))
+
+
+def test_a_saved_model_is_the_model_of_a_recipe(tmp_path):
+    """`model.gin` of an import, after a recipe: the rest stays the recipe's."""
+    recipe = "recipes/demo_midtrain.gin"
+    wanted = config.load("train", [recipe], ["TransformerConfig.qk_norm=head"]).model
+    config.save_model(wanted, tmp_path)
+    loaded = config.load("train", [recipe, str(tmp_path / "model.gin")])
+    assert loaded.model == wanted != config.load("train", [recipe]).model
+    assert loaded.data == config.load("train", [recipe]).data

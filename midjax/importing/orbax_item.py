@@ -9,7 +9,6 @@ import orbax.checkpoint as ocp
 
 from midjax import checkpoint, files
 
-
 # TensorStore's messages go on with a page of settings.
 _MOST_CHARACTERS = 300
 

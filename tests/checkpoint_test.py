@@ -77,6 +77,21 @@ def test_params_alone_read_no_moments(tmp_path):
                  arrays(1)["params"])  # fmt: skip
 
 
+def test_a_checkpoint_without_optimizer_state(tmp_path):
+    parent = {"run": None, "step": None, "huggingface": None, "imported": {"format": "other"}}
+    with checkpoint.Store(str(tmp_path), KEEP) as store:
+        store.save(0, params=arrays(1)["params"], opt_state=None, data={}, facts={"parent": parent})
+    found = checkpoint.restore(str(tmp_path), 0, targets("params"))
+    assert equal(found["params"], arrays(1)["params"])
+    assert set(checkpoint.read_facts(str(tmp_path), 0)["manifest"]["norms"]) == {"params"}
+    with pytest.raises(checkpoint.CheckpointError, match="opt_state/adam_count: checkpoint absent"):
+        checkpoint.restore(str(tmp_path), 0, targets("params", "opt_state"))
+    assert checkpoint.lineage(str(tmp_path), 0) == [
+        {"imported from": {"format": "other"}},
+        {"run": str(tmp_path), "step": 0},
+    ]
+
+
 def test_keep_policy(tmp_path):
     save(tmp_path, 1, 2, 3, 4, 5, 6, 7)
     assert checkpoint.steps(str(tmp_path)) == [4, 6, 7]
@@ -219,3 +234,13 @@ def test_digest_sees_bits_and_places(dtype):
 def test_bad_keep():
     with pytest.raises(ValueError, match="1 or more"):
         checkpoint.Keep(every_steps=0, last=1, forever_every_steps=None)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32"])
+def test_unordered_digest_sees_numbers_and_not_their_places(dtype):
+    x = jnp.asarray(np.random.default_rng(0).integers(1, 90, (4, 6)), dtype)
+    digest = int(checkpoint.unordered_digest(x))
+    for same in (x.T, x.reshape(-1)[::-1], x.reshape(2, 12), x[jnp.array([2, 0, 3, 1])]):
+        assert int(checkpoint.unordered_digest(same)) == digest
+    for other in (x.at[0, 0].add(1), -x, x[:3], x.at[0].set(x[1])):
+        assert int(checkpoint.unordered_digest(other)) != digest

@@ -9,8 +9,9 @@ from typing import Literal
 
 import gin
 import pytest
+import tiny_run as tiny
 
-from midjax import config
+from midjax import config, export
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -342,7 +343,9 @@ def test_a_part_that_contains_itself(write):
 
 
 def test_unknown_verb():
-    with pytest.raises(config.ConfigError, match="'tarin' takes no recipe; tokenize, import, train, eval"):
+    with pytest.raises(
+        config.ConfigError, match="'tarin' takes no recipe; tokenize, import, train"
+    ):
         config.load("tarin")
 
 
@@ -467,3 +470,13 @@ def test_a_saved_model_is_the_model_of_a_recipe(tmp_path):
     loaded = config.load("train", [recipe, str(tmp_path / "model.gin")])
     assert loaded.model == wanted != config.load("train", [recipe]).model
     assert loaded.data == config.load("train", [recipe]).data
+
+
+def test_the_folder_of_another_verb_is_not_resumed(tmp_path):
+    config.save(tiny.train(tmp_path), tmp_path)
+    with pytest.raises(config.ConfigError, match="written by `midjax train`, not by `midjax exp"):
+        config.guard_resume(
+            export.Export(run="a", step=None, output="b", tokenizer="c", dtype="float32"),
+            tmp_path,
+            (),
+        )

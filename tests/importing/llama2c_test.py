@@ -129,19 +129,25 @@ def test_the_story_is_the_one_that_llama2c_tells(model, params, tokenizer):
 
 
 def test_the_loss_on_tinystories(model, params, tokenizer):
-    """1.364 nats per token here; llama2.c reports 1.297 on its own validation stories."""
+    """llama2.c reports 1.297 nats per token on its own validation stories. Those here differ in
+    difficulty: 1.284 for the first 8,192 tokens, 1.396 for all.
+    """
     tokens, targets = stories(tokenizer)
-    found = jax.nn.log_softmax(logits(model, params, tokens[:8]))
-    loss = -jnp.take_along_axis(found, jnp.asarray(targets[:8])[..., None], -1).mean()
-    theirs = []
-    for row in range(2):
-        scores = reference(STORIES, tokens[row])
-        shifted = scores - scores.max(-1, keepdims=True)
-        log_z = np.log(np.exp(shifted).sum(-1))
-        theirs.append(log_z - shifted[np.arange(512), targets[row]])
-    ours = -np.take_along_axis(np.asarray(found[:2]), targets[:2, :, None], -1)[..., 0]
-    np.testing.assert_allclose(ours, theirs, atol=2e-4)
-    assert 1.25 < float(loss) < 1.45
+
+    def losses(scores, wanted):
+        return -np.take_along_axis(np.asarray(jax.nn.log_softmax(scores)), wanted[..., None], -1)
+
+    found = np.concatenate(
+        [
+            losses(logits(model, params, tokens[i : i + 8]), targets[i : i + 8])
+            for i in range(0, 56, 8)
+        ]
+    )
+    theirs = losses(reference(STORIES, tokens[0]), targets[0])
+    np.testing.assert_allclose(found[0], theirs, atol=2e-4)
+    assert tokens.shape == (56, 512)
+    assert found[:16].mean() == pytest.approx(1.2841, abs=2e-4)
+    assert found.mean() == pytest.approx(1.3960, abs=2e-4)
 
 
 def test_what_the_header_says(model, run_dir):

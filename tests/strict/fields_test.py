@@ -156,6 +156,24 @@ def test_json_is_read_strictly(path, value, message):
     assert message in str(caught.value)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Holder:
+    leaf: Leaf
+    other: Leaf | None = None
+    pair: tuple[str, ...] = ()
+
+
+def test_what_asdict_made_is_read_without_the_names_of_classes():
+    whole = Holder(leaf=Leaf(rate=0.5), other=Leaf(rate=2.0, name="x"), pair=("a", "b"))
+    for holder in (whole, Holder(leaf=Leaf(rate=0.5))):
+        plain = json.loads(json.dumps(dataclasses.asdict(holder)))
+        assert fields.from_plain(Holder, plain) == holder
+    with pytest.raises(fields.ConfigError, match="Holder.leaf has no field 'size'"):
+        fields.from_plain(Holder, {"leaf": {"rate": 1.0, "size": 3}})
+    with pytest.raises(fields.ConfigError, match="Holder must be a JSON object"):
+        fields.from_plain(Holder, None)
+
+
 def test_json_of_an_older_version_takes_defaults_but_not_requirements():
     data = fields.to_json(dataclasses.replace(TREE, mode="fast"))
     del data["mode"]

@@ -4,11 +4,13 @@
 import dataclasses
 import json
 
+import imported
 import jax
 import pytest
 import tiny_run as tiny
 
 from midjax import checkpoint
+from midjax.importing import recipe as importing
 from midjax.model import hf, rope
 from midjax.train import continuity, loop, prepare, start
 
@@ -189,3 +191,78 @@ def test_json_and_tuples_are_the_same_model():
     continuity.model("x", theirs, model)
     with pytest.raises(start.StartError, match="layers: there 3, recipe 2"):
         continuity.model("x", theirs | {"layers": 3}, model)
+
+
+# ---- imported checkpoints ----
+
+
+@pytest.fixture(scope="session")
+def foreign(tmp_path_factory):
+    """Token folders and two imported runs: MaxText's with moments, llama2.c's without."""
+    folder = tmp_path_factory.mktemp("foreign")
+    tiny.write_tokens(folder / "tokens")
+    for name, source, model in (
+        ("maxtext", imported.maxtext_source(), imported.model()),
+        ("stories", imported.stories_source(), None),
+    ):
+        importing.run(imported.importing(folder / name, source, model))
+    return folder
+
+
+def from_maxtext(foreign, kind="anneal", **kwargs):
+    """A recipe whose start keeps what `kind` says, and whose rate goes on at MaxText's 0.001."""
+    begin = {"run": str(foreign / "maxtext")} | kwargs.pop("begin", {})
+    given = {
+        "model": imported.model(),
+        "optimizer": tiny.adamw(decay_embedding=True, decay_norms=True),
+        "start": tiny.begin(kind, **begin),
+        "schedule": tiny.wsd(peak_lr="checkpoint", warmup_steps=0, decay_steps=8),
+    }
+    return tiny.train(foreign, "from-import", **(given | kwargs))
+
+
+def test_an_anneal_begins_from_an_imported_checkpoint(foreign, capsys):
+    prepared = prepare.prepare(from_maxtext(foreign))
+    assert prepared.lr(0) == pytest.approx(1e-3) and prepared.first_step == 0
+    assert prepared.origin.parts == {"params", "moments", "adam_count"}
+    assert "came without a tokenizer" in capsys.readouterr().out
+
+
+def test_the_rate_of_an_imported_checkpoint_may_not_jump(foreign):
+    with pytest.raises(start.StartError, match=r"step 17, is 0.001 and the first of this schedule"):
+        prepare.prepare(from_maxtext(foreign, schedule=tiny.wsd(peak_lr=3e-3, warmup_steps=0)))
+
+
+@pytest.mark.parametrize("begin", [{"keep": ("data",)}, {"keep": ("rng",)}])
+def test_an_imported_checkpoint_has_no_data_position(foreign, begin):
+    with pytest.raises(start.StartError, match="holds no position in any data. Put 'data' and"):
+        prepare.prepare(from_maxtext(foreign, begin=begin))
+    with pytest.raises(start.StartError, match="holds no position in any data"):
+        prepare.prepare(from_maxtext(foreign, "resume"))
+
+
+def test_the_step_of_an_imported_checkpoint_can_be_kept(foreign, capsys):
+    config = from_maxtext(
+        foreign, "resume", begin={"reset": ("data", "rng")}, steps=20,
+        schedule=tiny.wsd(peak_lr=1e-3, warmup_steps=0),
+    )  # fmt: skip
+    prepared = prepare.prepare(config)
+    assert (prepared.first_step, prepared.schedule_count, prepared.first_row) == (17, 17, 0)
+    assert "its step is kept, whatever batches it counted" in capsys.readouterr().out
+    assert prepared.loader.order.total_rows == 3 * tiny.B
+
+
+def test_without_moments_weights_are_all_that_can_be_kept(foreign):
+    model = imported.stories_source().open(None).model
+    begin = {"run": str(foreign / "stories")}
+    config = from_maxtext(foreign, begin=begin, model=model)
+    with pytest.raises(start.StartError, match="holds no moments of Adam, as its source had none"):
+        prepare.prepare(config)
+    fresh = from_maxtext(foreign, "weights", begin=begin, model=model, schedule=tiny.wsd())
+    with pytest.raises(start.StartError, match="was trained on another tokenizer"):
+        prepare.prepare(fresh)  # its own tokenizer came along, and this data has another
+
+
+def test_a_run_cannot_go_on_in_the_folder_of_an_import(foreign):
+    with pytest.raises(start.StartError, match="Give the run a folder of its own"):
+        prepare.prepare(from_maxtext(foreign, run_dir=str(foreign / "maxtext")))

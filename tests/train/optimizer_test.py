@@ -5,12 +5,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_run as tiny
 
+from midjax.model import architecture, transformer
 from midjax.train import optimizer as optimizer_lib
 
 CONFIG = {
     "b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "decay_embedding": False,
-    "clip_norm": 1.0, "moments_dtype": "float32",
+    "decay_norms": False, "clip_norm": 1.0, "moments_dtype": "float32",
 }  # fmt: skip
 
 
@@ -23,7 +25,11 @@ def trees(seed):
     return {
         "embed": rng.normal(size=(5, 3)),
         "final_norm": rng.normal(size=3),
-        "layers": {"attn_norm": rng.normal(size=(2, 3)), "wq": rng.normal(size=(2, 3, 4))},
+        "layers": {
+            "attn_norm": rng.normal(size=(2, 3)),
+            "q_bias": rng.normal(size=(2, 4)),
+            "wq": rng.normal(size=(2, 3, 4)),
+        },
     }
 
 
@@ -39,7 +45,13 @@ def reference(config, params, gradients, lr):
             step = (mu[name] / (1 - config.b1**t)) / (
                 np.sqrt(nu[name] / (1 - config.b2**t)) + config.eps
             )
-            decays = name.endswith("wq") or (name == "embed" and config.decay_embedding)
+            decays = {
+                "embed": config.decay_embedding,
+                "final_norm": config.decay_norms,
+                "layers/attn_norm": config.decay_norms,
+                "layers/q_bias": config.decay_norms,
+                "layers/wq": True,
+            }[name]
             p[name] = p[name] - lr(t - 1) * (step + config.weight_decay * decays * p[name])
     return p
 
@@ -50,8 +62,9 @@ def flat(tree):
 
 
 @pytest.mark.parametrize("decay_embedding", [False, True])
-def test_three_updates_against_the_rule(decay_embedding):
-    c = config(decay_embedding=decay_embedding)
+@pytest.mark.parametrize("decay_norms", [False, True])
+def test_three_updates_against_the_rule(decay_embedding, decay_norms):
+    c = config(decay_embedding=decay_embedding, decay_norms=decay_norms)
     optimizer = optimizer_lib.make(c, lambda s: 0.1 / (s + 1))
     params = jax.tree.map(jnp.float32, trees(0))
     state = optimizer.init(params)
@@ -62,6 +75,21 @@ def test_three_updates_against_the_rule(decay_embedding):
     expected = reference(c, flat(trees(0)), [flat(g) for g in gradients], lambda s: 0.1 / (s + 1))
     for name, value in flat(params).items():
         np.testing.assert_allclose(value, expected[name], rtol=2e-5, atol=1e-6)
+
+
+def test_every_parameter_of_a_model_has_a_rule():
+    model = tiny.model(
+        norm="layer", qkv_bias=True, out_bias=True, mlp_bias=True, head_bias=True, qk_norm="head",
+        experts=architecture.Experts(count=2, per_token=1, ffn_dim=8), dense_layers=(0,),
+    )  # fmt: skip
+    params = transformer.abstract(model)
+    for decay_norms in (False, True):
+        mask = optimizer_lib.decay_mask(config(decay_norms=decay_norms), params)
+        for name, decays in flat(mask).items():
+            small = name.endswith(("norm", "bias"))
+            assert bool(decays) is (name != "embed" and (not small or decay_norms)), name
+    with pytest.raises(ValueError, match="No rule says whether the parameter 'w_new' decays"):
+        optimizer_lib.decay_mask(config(), {"layers": {"w_new": 0}})
 
 
 def test_state_round_trips_by_name_and_keeps_its_structure():

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Foreign checkpoints through the verbs: import, tokenize, train, eval, export."""
+
+import json
+import pathlib
+
+import imported
+import pytest
+import tiny_run as tiny
+
+from midjax import __main__ as cli
+from midjax import checkpoint, config, export
+from midjax.batches import loader, tokenize
+from midjax.corpora import text
+from midjax.evals import run as evals
+from midjax.mixture import order
+
+
+def verb(folder: pathlib.Path, name: str, root, *more: str) -> int:
+    """Saves a recipe and runs it as `midjax NAME --gin_file=...` would."""
+    saved = folder / "recipes" / name
+    config.save(root, saved)
+    return cli.main([name, f"--gin_file={saved / 'config.gin'}", *more])
+
+
+def rows(folder: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+
+
+def test_a_maxtext_checkpoint_is_annealed_with_its_moments(tmp_path, capsys):
+    tiny.write_tokens(tmp_path / "tokens")
+    source = imported.maxtext_source()
+    assert (
+        verb(tmp_path, "import", imported.importing(tmp_path / "in", source, imported.model())) == 0
+    )
+    assert "Adam's moments after 17 updates" in capsys.readouterr().out
+    recipe = tiny.train(
+        tmp_path, "anneal", steps=6, model=imported.model(),
+        optimizer=tiny.adamw(decay_embedding=True, decay_norms=True),
+        start=tiny.begin("anneal", run=str(tmp_path / "in")),
+        schedule=tiny.wsd(peak_lr="checkpoint", warmup_steps=0, decay_steps=6),
+    )  # fmt: skip
+    jump = ["--gin.Schedule.peak_lr=5e-3"]
+    assert verb(tmp_path, "train", recipe, *jump) == 2
+    assert "Learning rate jump" in capsys.readouterr().err and not (tmp_path / "anneal").exists()
+
+    assert verb(tmp_path, "train", recipe) == 0
+    said = capsys.readouterr().out
+    assert "start: anneal from" in said and "moments keep  adam_count keep" in said
+    manifest = checkpoint.read_facts(str(tmp_path / "anneal"), 6)["manifest"]
+    assert (manifest["adam_count"], manifest["schedule_count"]) == (17 + 6, 6)
+    first = rows(tmp_path / "anneal")[0]
+    assert first["lr"] == pytest.approx(1e-3)
+    ancestors = checkpoint.lineage(str(tmp_path / "anneal"), 6)
+    assert ancestors[0]["imported from"]["path"] == source.path
+    assert [stage.get("run") for stage in ancestors[1:]] == [
+        str(tmp_path / "in"), str(tmp_path / "anneal"),
+    ]  # fmt: skip
+
+    again = tiny.replace(recipe, run_dir=str(tmp_path / "in"))
+    assert verb(tmp_path, "train", again) == 2
+    assert "was written by `midjax import`, not by `midjax train`" in capsys.readouterr().err
+
+
+SEPARATOR = "<|endoftext|>"
+
+
+def stories(tmp_path: pathlib.Path, tokenizer: str) -> loader.Data:
+    """Tokens of TinyStories, and a run's data of them: rows of 256, 8 to a batch."""
+    # The separator stands on a line of its own, as the reader of plain text wants it.
+    whole = (imported.DATA / "tinystories" / "sample.txt").read_text()
+    texts = [story.strip() for story in whole.split(SEPARATOR) if story.strip()]
+    (tmp_path / "stories.txt").write_text(f"\n{SEPARATOR}\n".join(texts))
+    root = tokenize.Tokenize(
+        sources={
+            "stories": text.PlainText(path=str(tmp_path / "stories.txt"), separator=SEPARATOR)
+        },
+        tokenizer=tokenizer,
+        bos_token="<s>",
+        eos_token=None,
+        output=str(tmp_path / "tokens"),
+        shard_tokens=1_000_000,
+    )
+    assert verb(tmp_path, "tokenize", root) == 0
+    return loader.Data(
+        sources={
+            "stories": loader.Source(tokens=f"{tmp_path}/tokens/stories", packing="best_fit")
+        },
+        mixture=order.Mixture(
+            stages=(order.Stage(name="all", start_tokens=0, weights={"stories": 1.0}),),
+            max_epochs={"stories": 10.0}, seed=0, block_rows=10,
+        ),
+        row_tokens=256,
+        batch_rows=8,
+    )  # fmt: skip
+
+
+def test_stories260k_is_trained_evaluated_and_exported(tmp_path, capsys):
+    run_dir, tokenizer = tmp_path / "in", str(tmp_path / "in" / "tokenizer")
+    source = imported.stories_source()
+    assert verb(tmp_path, "import", imported.importing(run_dir, source)) == 0
+    data = stories(tmp_path, tokenizer)
+    model = source.open(None).model
+
+    recipe = tiny.train(
+        tmp_path, "train", model=model, data=data, train_tokens=50 * 8 * 256,
+        optimizer=tiny.adamw(b2=0.99, weight_decay=0.01),
+        start=tiny.begin("anneal", run=str(run_dir)),
+        schedule=tiny.wsd(peak_lr=5e-4, warmup_steps=5, decay_steps=25),
+    )  # fmt: skip
+    assert verb(tmp_path, "train", recipe) == 2
+    assert "holds no moments of Adam" in capsys.readouterr().err
+    recipe = tiny.replace(recipe, start=tiny.begin("weights", run=str(run_dir)))
+    assert verb(tmp_path, "train", recipe) == 0
+    losses = [row["loss"] for row in rows(tmp_path / "train")]
+    assert len(losses) == 50
+    first, last = sum(losses[:10]) / 10, sum(losses[-10:]) / 10
+    assert 1.2 < first < 1.6 and last < first - 0.05
+
+    bits = {}
+    for name, run in (("before", run_dir), ("after", tmp_path / "train")):
+        root = evals.Eval(
+            name="stories", run=str(run), step=None, tokens=str(tmp_path / "tokens"),
+            domains=("stories",), row_tokens=256, batch_rows=8, long=None, samples=None,
+            tokenizer=tokenizer, mesh=imported.MESH,
+        )  # fmt: skip
+        assert verb(tmp_path, "eval", root) == 0
+        found = json.loads((run / "eval" / "stories.json").read_text())
+        bits[name] = found["domains"]["stories"]["bits_per_byte"]
+    assert bits["after"] < bits["before"]
+
+    root = export.Export(
+        run=str(run_dir), step=None, output=str(tmp_path / "hf"), tokenizer=tokenizer,
+        dtype="float32",
+    )  # fmt: skip
+    assert verb(tmp_path, "export", root) == 0
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "imported from" in card and "stories260K.bin" in card
+
+
+def test_a_maxtext_checkpoint_is_exported_with_its_scale_folded_in(tmp_path, capsys):
+    """A Hugging Face Llama scales scores; this model does not, and computes the same there."""
+    tokenizer = tmp_path / "tokenizer"
+    stories_run = imported.importing(tmp_path / "stories", imported.stories_source())
+    assert verb(tmp_path, "import", stories_run) == 0
+    # Any tokenizer of no more than 128 tokens would do; this one is cut to its bytes.
+    whole = json.loads((tmp_path / "stories" / "tokenizer" / "tokenizer.json").read_text())
+    kept = {token: i for token, i in whole["model"]["vocab"].items() if i < 128}
+    whole["model"] |= {"vocab": kept, "merges": [], "byte_fallback": False}
+    tokenizer.mkdir()
+    (tokenizer / "tokenizer.json").write_text(json.dumps(whole))
+    settings = (tmp_path / "stories" / "tokenizer" / "tokenizer_config.json").read_text()
+    (tokenizer / "tokenizer_config.json").write_text(settings)
+    source = imported.maxtext_source()
+    root = imported.importing(tmp_path / "in", source, imported.model(), tokenizer=str(tokenizer))
+    assert verb(tmp_path, "import", root) == 0
+    root = export.Export(
+        run=str(tmp_path / "in"), step=None, output=str(tmp_path / "hf"),
+        tokenizer=str(tmp_path / "in" / "tokenizer"), dtype="float32",
+    )  # fmt: skip
+    assert verb(tmp_path, "export", root) == 0
+    assert "logits within" in capsys.readouterr().out
+    assert "attention_scale" not in (tmp_path / "hf" / "config.json").read_text()

@@ -18,13 +18,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from midjax import files
+from midjax import files, trees
 
 FORMAT = 2  # 1 had no seal and no list of arrays
 
@@ -123,9 +120,9 @@ class Store:
             arrays["opt_state"] = dict(opt_state)
         manifest = dict(facts) | {
             "format": FORMAT,
-            "arrays": describe(arrays),
-            "norms": norms(arrays),
-            "digests": digests(arrays),
+            "arrays": trees.describe(arrays),
+            "norms": trees.norms(arrays),
+            "digests": trees.digests(arrays),
         }
         manifest["seal"] = _seal(step, data, manifest)
         args = ocp.args
@@ -247,8 +244,8 @@ def restore(run_dir: str, step: int, targets: Mapping[str, Any]) -> dict[str, An
       CheckpointError: another shape, dtype or set of arrays; files that cannot be reached.
     """
     saved = read_facts(run_dir, step)["manifest"]
-    if wrong := mismatches(saved["arrays"], targets):
-        raise CheckpointError(f"{run_dir}, step {step}, does not fit: {listed(wrong)}.")
+    if wrong := trees.mismatches(saved["arrays"], targets):
+        raise CheckpointError(f"{run_dir}, step {step}, does not fit: {trees.listed(wrong)}.")
     args = ocp.args
     with ocp.CheckpointManager(
         folder(run_dir),
@@ -269,7 +266,9 @@ def restore(run_dir: str, step: int, targets: Mapping[str, Any]) -> dict[str, An
             raise DamagedError(run_dir, step, what) from error
     restored = {name: found[name] for name in targets}
     digest_of = saved["digests"]
-    if changed := [k for k, digest in digests(restored).items() if digest_of.get(k) != digest]:
+    if changed := [
+        k for k, digest in trees.digests(restored).items() if digest_of.get(k) != digest
+    ]:
         raise DamagedError(
             run_dir,
             step,
@@ -289,95 +288,58 @@ def set_aside(run_dir: str, step: int) -> str:
     return str(target)
 
 
-def describe(tree: Any) -> dict[str, str]:
-    """Path -> dtype and shape of every array, such as "float32[2, 32, 16]"."""
-    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in named_leaves(tree)}
+# TensorStore's messages go on with a page of settings.
+_MOST_CHARACTERS = 300
 
 
-def mismatches(saved: Mapping[str, str], targets: Mapping[str, Any]) -> list[str]:
-    """What differs between arrays as a manifest describes them and those that are wanted.
+class ForeignItem:
+    """A PyTree item that other code wrote with Orbax, read by name, without the code's own types.
 
-    Args:
-      saved: "arrays" of a manifest.
-      targets: item -> tree of arrays or their shapes; items that are not named are not compared.
+    Attributes:
+      arrays: "opt_state/0/mu/w" -> shape and dtype of every array in it. A path's parts are keys of
+        dicts, fields of named tuples and numbers of lists: Orbax checks the length of a list, so
+        what is in one is looked up by the names below it.
+
+    Raises:
+      CheckpointError: there is no such item.
     """
-    theirs = {name: what for name, what in saved.items() if name.split("/", 1)[0] in targets}
-    ours = describe(dict(targets))
-    return [
-        f"{name}: checkpoint {theirs.get(name, 'absent')}, recipe {ours.get(name, 'absent')}"
-        for name in sorted(theirs.keys() | ours.keys())
-        if theirs.get(name) != ours.get(name)
-    ]
 
+    def __init__(self, folder: str) -> None:
+        self._folder = files.path(folder).resolve()
+        # Not a Checkpointer, which warns of what only a whole step has.
+        self._handler = ocp.PyTreeCheckpointHandler()
+        try:
+            self._tree = self._handler.metadata(self._folder).tree
+        except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
+            what = f"{folder} holds no PyTree item of Orbax: {type(error).__name__}: {error}"
+            raise CheckpointError(what) from error
+        self.arrays = {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+            for name, leaf in trees.named_leaves(self._tree)
+            if hasattr(leaf, "shape")
+        }
 
-def listed(wrong: list[str]) -> str:
-    """The first of many findings, for a message."""
-    rest = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-    return "; ".join(wrong[:4]) + rest
+    def read(self, shardings: Mapping[str, jax.sharding.Sharding]) -> dict[str, jax.Array]:
+        """The named arrays, each with its sharding; no other is read.
 
+        Raises:
+          CheckpointError: damaged, or out of reach.
+        """
 
-def named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    """("layers/wq", array) for every leaf of a tree."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
+        def wanted(path: Any, leaf: Any) -> Any:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            if name not in shardings:
+                return ocp.PLACEHOLDER
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[name])
 
-
-def norms(arrays: Mapping[str, Any]) -> dict[str, float]:
-    """L2 norms of params, mu and nu: the summary that a restore is checked against."""
-    trees = {}
-    if "params" in arrays:
-        trees["params"] = arrays["params"]
-    if "opt_state" in arrays:
-        trees |= arrays["opt_state"]["moments"]
-    found = jax.device_get(_norms(trees))
-    return {name: float(norm) for name, norm in found.items()}
-
-
-@jax.jit
-def _norms(trees: dict[str, Any]) -> dict[str, jax.Array]:
-    return {
-        name: optax.tree.norm(jax.tree.map(lambda x: x.astype(jnp.float32), tree))
-        for name, tree in trees.items()
-    }
-
-
-def digests(tree: Any) -> dict[str, str]:
-    """Path -> 32-bit digest of each array's bits, the same on every mesh."""
-    named = named_leaves(tree)
-    found = jax.device_get(_digests([leaf for _, leaf in named]))
-    return {name: f"{int(d):08x}" for (name, _), d in zip(named, found, strict=True)}
-
-
-@jax.jit
-def _digests(leaves: list[jax.Array]) -> list[jax.Array]:
-    return [_digest(leaf) for leaf in leaves]
-
-
-def _digest(x: jax.Array) -> jax.Array:
-    """Sum over places of mix(bits + hash of the place), modulo 2^32.
-
-    Integer sums do not depend on their order, so sharding does not change the digest. The mixing
-    (the finalizer of MurmurHash3) keeps changes from cancelling, as two flipped signs would in a
-    plain weighted sum.
-    """
-    bits = jax.lax.bitcast_convert_type(x, _UINT[x.dtype.itemsize]).astype(jnp.uint32)
-    place = jnp.zeros(x.shape, jnp.uint32)
-    for axis in range(x.ndim):
-        index = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-        place = _mix(place + index + np.uint32(0x9E3779B9))
-    return jnp.sum(_mix(bits + place), dtype=jnp.uint32)
-
-
-def unordered_digest(x: jax.Array) -> jax.Array:
-    """32-bit digest of an array's numbers in any order and shape: a rearrangement keeps it."""
-    bits = jax.lax.bitcast_convert_type(x, _UINT[x.dtype.itemsize]).astype(jnp.uint32)
-    return jnp.sum(_mix(bits + np.uint32(0x9E3779B9)), dtype=jnp.uint32)
-
-
-def _mix(h: jax.Array) -> jax.Array:
-    h = (h ^ (h >> 16)) * np.uint32(0x85EBCA6B)
-    h = (h ^ (h >> 13)) * np.uint32(0xC2B2AE35)
-    return h ^ (h >> 16)
-
-
-_UINT = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
+        item = jax.tree_util.tree_map_with_path(wanted, self._tree)
+        how = ocp.checkpoint_utils.construct_restore_args(item)
+        args = ocp.args.PyTreeRestore(item=item, restore_args=how)
+        try:
+            found = dict(trees.named_leaves(self._handler.restore(self._folder, args=args)))
+        except Exception as error:  # of a damaged file the library raises no narrower kind
+            reason = f"{type(error).__name__}: {str(error)[:_MOST_CHARACTERS]}"
+            raise CheckpointError(
+                f"{self._folder} cannot be read: {reason}. Fetch the checkpoint again."
+            ) from error
+        return {name: found[name] for name in shardings}

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from midjax import checkpoint, files, log, units
+from midjax import checkpoint, files, log, trees, units
 from midjax.importing import fit
 from midjax.importing import foreign as foreign_lib
 from midjax.model import sharding, transformer
@@ -128,7 +128,7 @@ def _moved(
     shapes = fit.shapes(foreign, kind)
     targets = {
         name: jax.ShapeDtypeStruct(shapes[name].shape, shapes[name].dtype, sharding=place)
-        for name, place in checkpoint.named_leaves(shardings)
+        for name, place in trees.named_leaves(shardings)
     }
     if foreign.load is not None:
         return foreign.load(_nested(targets))
@@ -149,7 +149,7 @@ def _each(
         mesh = target.sharding.mesh
         read = foreign.read({x: spread(foreign.arrays[x].shape, mesh) for x in theirs})
         for x in theirs:
-            there[x] = int(checkpoint.unordered_digest(read[x].astype(target.dtype)))
+            there[x] = int(trees.unordered_digest(read[x].astype(target.dtype)))
         make = _maker(take.change, 0.0 if kind else take.offset, target)
         moved[name], digest = make(*[read[x] for x in theirs])
         here += int(digest)
@@ -169,7 +169,7 @@ def _maker(
 
     def make(*theirs: jax.Array) -> tuple[jax.Array, jax.Array]:
         array = change(*theirs).astype(target.dtype)
-        return array + offset if offset else array, checkpoint.unordered_digest(array)
+        return array + offset if offset else array, trees.unordered_digest(array)
 
     return jax.jit(make, out_shardings=(target.sharding, replicated))
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from midjax import checkpoint
+from midjax import trees
 from midjax.importing import foreign as foreign_lib
 from midjax.model import architecture, transformer
 
@@ -62,7 +62,7 @@ def shapes(foreign: foreign_lib.Foreign, kind: foreign_lib.Moment | None) -> dic
 
 
 def _parameters(model: architecture.TransformerConfig) -> dict[str, Any]:
-    return dict(checkpoint.named_leaves(transformer.abstract(model)))
+    return dict(trees.named_leaves(transformer.abstract(model)))
 
 
 def _misfits(foreign: foreign_lib.Foreign, kind: foreign_lib.Moment | None) -> list[str]:

@@ -25,9 +25,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from midjax import files
+from midjax import checkpoint, files
 from midjax.importing import foreign as foreign_lib
-from midjax.importing import maxtext_blocks, maxtext_schedule, orbax_item
+from midjax.importing import maxtext_blocks, maxtext_schedule
 from midjax.model import architecture, transformer
 
 # An array that every model has: what stands before its name is the root of a tree of parameters, or
@@ -112,7 +112,7 @@ class MaxText:
             )
         inner = files.path(self.path) / "items"
         folder = str(inner if inner.exists() else self.path)
-        item = orbax_item.OrbaxItem(folder)
+        item = checkpoint.ForeignItem(folder)
         roots = [
             name.removesuffix(_LANDMARK)
             for name in item.arrays
@@ -282,13 +282,13 @@ def halves(array: jax.Array) -> jax.Array:
     return jnp.swapaxes(pairs, -1, -2).reshape(array.shape)
 
 
-def _number(item: orbax_item.OrbaxItem, name: str) -> int:
+def _number(item: checkpoint.ForeignItem, name: str) -> int:
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return int(item.read({name: here})[name])
 
 
 def _state(
-    item: orbax_item.OrbaxItem,
+    item: checkpoint.ForeignItem,
     learning_rate: float | maxtext_schedule.MaxTextSchedule | None,
     folder: str,
     root: str,

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from midjax import checkpoint, files, log
+from midjax import files, log, trees
 from midjax.batches import loader as loader_lib
 from midjax.model import architecture, hf
 from midjax.train import start as start_lib
@@ -49,7 +49,7 @@ def model(where: str, theirs: Mapping[str, Any], wanted: architecture.Transforme
     ]
     if wrong:
         raise start_lib.StartError(
-            f"The recipe's model does not fit {where}: {checkpoint.listed(wrong)}. Use the model "
+            f"The recipe's model does not fit {where}: {trees.listed(wrong)}. Use the model "
             "of the checkpoint."
         )
     for name in _ROPES:
@@ -72,10 +72,10 @@ def arrays(origin: start_lib.Origin, targets: Mapping[str, Any]) -> None:
     """The checkpoint's arrays have the names, dtypes and shapes of `targets`, item by item."""
     if not origin.manifest:
         return
-    if wrong := checkpoint.mismatches(origin.manifest["arrays"], targets):
+    if wrong := trees.mismatches(origin.manifest["arrays"], targets):
         raise start_lib.StartError(
             f"The recipe does not fit {origin.run}, step {origin.step}: "
-            f"{checkpoint.listed(wrong)}. Use that run's model and optimizer (its config.json), "
+            f"{trees.listed(wrong)}. Use that run's model and optimizer (its config.json), "
             "vocabulary included."
         )
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from midjax import checkpoint
+from midjax import checkpoint, trees
 from midjax.model import hf, sharding, transformer
 from midjax.train import optimizer as optimizer_lib
 from midjax.train import prepare as prepare_lib
@@ -116,7 +116,7 @@ def prove(origin: start_lib.Origin, state: step_lib.TrainState) -> None:
     if "moments" in origin.parts:
         arrays["opt_state"] = parts
     saved = origin.manifest["norms"]
-    for name, norm in checkpoint.norms(arrays).items():
+    for name, norm in trees.norms(arrays).items():
         if not np.isclose(norm, saved[name], rtol=NORM_TOLERANCE, atol=0.0):
             raise start_lib.StartError(
                 f"After restoring {origin.run}, step {origin.step}, the norm of {name} is "

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from midjax import checkpoint
+from midjax import trees
 from midjax.importing import fit, foreign
 from midjax.model import transformer
 
 MODEL = imported.model()
-SHAPES = dict(checkpoint.named_leaves(transformer.abstract(MODEL)))
+SHAPES = dict(trees.named_leaves(transformer.abstract(MODEL)))
 
 
 def described(**kwargs):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from midjax import checkpoint
+from midjax import trees
 from midjax.importing import convert, foreign
 from midjax.model import sharding, transformer
 
@@ -22,7 +22,7 @@ def test_the_importer_of_the_docstring_works(tmp_path):
     model = imported.model()
     params = transformer.init(model, jax.random.key(0))
     arrays = {}
-    for name, leaf in checkpoint.named_leaves(params):
+    for name, leaf in trees.named_leaves(params):
         theirs = {"layers/wq": "attn/q"}.get(name, name)
         value = np.asarray(leaf)
         if name == "layers/wq":  # [L, D, N, H] -> [D, L, N * H]
@@ -38,7 +38,7 @@ def test_the_importer_of_the_docstring_works(tmp_path):
     code = code.replace("adam_count=..., schedule_count=...", "adam_count=7, schedule_count=7")
     rest = {
         name: foreign.Take(theirs=(name,))
-        for name, _ in checkpoint.named_leaves(params)
+        for name, _ in trees.named_leaves(params)
         if name not in ("embed", "layers/wq")
     }
     space = {"np": np, "jnp": jnp, "jax": jax, "foreign": foreign, "rest": rest}

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from midjax import checkpoint
-from midjax.importing import foreign, maxtext, maxtext_blocks, orbax_item, recipe
+from midjax.importing import foreign, maxtext, maxtext_blocks, recipe
 from midjax.model import rope, transformer
 from midjax.train import optimizer, step
 
@@ -52,7 +52,7 @@ def test_the_next_15_steps_are_those_of_maxtext(run_dir):
 
 
 def test_what_was_saved_is_what_is_there(run_dir):
-    item = orbax_item.OrbaxItem(str(imported.DATA / "maxtext_tiny" / "16" / "items"))
+    item = checkpoint.ForeignItem(str(imported.DATA / "maxtext_tiny" / "16" / "items"))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     theirs = item.read(dict.fromkeys(item.arrays, here))
     tx = optimizer.make(ADAM, lambda _: 0.0)
@@ -75,7 +75,7 @@ def test_what_was_saved_is_what_is_there(run_dir):
 
 
 def test_norms_counts_and_rates_are_in_the_manifest(run_dir):
-    item = orbax_item.OrbaxItem(str(imported.DATA / "maxtext_tiny" / "16" / "items"))
+    item = checkpoint.ForeignItem(str(imported.DATA / "maxtext_tiny" / "16" / "items"))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     theirs = item.read(dict.fromkeys(item.arrays, here))
     facts = checkpoint.read_facts(run_dir, 17)
@@ -254,7 +254,7 @@ def test_norms_that_are_added_to_one_lose_one_but_their_moments_do_not():
 
 
 class Item:
-    """Numbers by name, as `orbax_item.OrbaxItem` gives them."""
+    """Numbers by name, as `checkpoint.ForeignItem` gives them."""
 
     def __init__(self, **counts):
         names = {name.replace("__", "/"): value for name, value in counts.items()}

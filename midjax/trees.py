@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trees of arrays: their names, what they are, and summaries that tell whether they arrived.
+
+tree --named_leaves--> ("layers/wq", array) ...  --describe, norms, digests--> what a manifest keeps
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+
+def describe(tree: Any) -> dict[str, str]:
+    """Path -> dtype and shape of every array, such as "float32[2, 32, 16]"."""
+    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in named_leaves(tree)}
+
+
+def mismatches(saved: Mapping[str, str], targets: Mapping[str, Any]) -> list[str]:
+    """What differs between arrays as a manifest describes them and those that are wanted.
+
+    Args:
+      saved: "arrays" of a manifest.
+      targets: item -> tree of arrays or their shapes; items that are not named are not compared.
+    """
+    theirs = {name: what for name, what in saved.items() if name.split("/", 1)[0] in targets}
+    ours = describe(dict(targets))
+    return [
+        f"{name}: checkpoint {theirs.get(name, 'absent')}, recipe {ours.get(name, 'absent')}"
+        for name in sorted(theirs.keys() | ours.keys())
+        if theirs.get(name) != ours.get(name)
+    ]
+
+
+def listed(wrong: list[str]) -> str:
+    """The first of many findings, for a message."""
+    rest = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+    return "; ".join(wrong[:4]) + rest
+
+
+def named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """("layers/wq", array) for every leaf of a tree."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
+
+
+def norms(arrays: Mapping[str, Any]) -> dict[str, float]:
+    """L2 norms of params, mu and nu: the summary that a restore is checked against."""
+    trees = {}
+    if "params" in arrays:
+        trees["params"] = arrays["params"]
+    if "opt_state" in arrays:
+        trees |= arrays["opt_state"]["moments"]
+    found = jax.device_get(_norms(trees))
+    return {name: float(norm) for name, norm in found.items()}
+
+
+@jax.jit
+def _norms(trees: dict[str, Any]) -> dict[str, jax.Array]:
+    return {
+        name: optax.tree.norm(jax.tree.map(lambda x: x.astype(jnp.float32), tree))
+        for name, tree in trees.items()
+    }
+
+
+def digests(tree: Any) -> dict[str, str]:
+    """Path -> 32-bit digest of each array's bits, the same on every mesh."""
+    named = named_leaves(tree)
+    found = jax.device_get(_digests([leaf for _, leaf in named]))
+    return {name: f"{int(d):08x}" for (name, _), d in zip(named, found, strict=True)}
+
+
+@jax.jit
+def _digests(leaves: list[jax.Array]) -> list[jax.Array]:
+    return [_digest(leaf) for leaf in leaves]
+
+
+def _digest(x: jax.Array) -> jax.Array:
+    """Sum over places of mix(bits + hash of the place), modulo 2^32.
+
+    Integer sums do not depend on their order, so sharding does not change the digest. The mixing
+    (the finalizer of MurmurHash3) keeps changes from cancelling, as two flipped signs would in a
+    plain weighted sum.
+    """
+    bits = jax.lax.bitcast_convert_type(x, _UINT[x.dtype.itemsize]).astype(jnp.uint32)
+    place = jnp.zeros(x.shape, jnp.uint32)
+    for axis in range(x.ndim):
+        index = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        place = _mix(place + index + np.uint32(0x9E3779B9))
+    return jnp.sum(_mix(bits + place), dtype=jnp.uint32)
+
+
+def unordered_digest(x: jax.Array) -> jax.Array:
+    """32-bit digest of an array's numbers in any order and shape: a rearrangement keeps it."""
+    bits = jax.lax.bitcast_convert_type(x, _UINT[x.dtype.itemsize]).astype(jnp.uint32)
+    return jnp.sum(_mix(bits + np.uint32(0x9E3779B9)), dtype=jnp.uint32)
+
+
+def _mix(h: jax.Array) -> jax.Array:
+    h = (h ^ (h >> 16)) * np.uint32(0x85EBCA6B)
+    h = (h ^ (h >> 13)) * np.uint32(0xC2B2AE35)
+    return h ^ (h >> 16)
+
+
+_UINT = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}

@@ -3,7 +3,9 @@
 
 Each new token is a forward pass over the whole buffer [B, L] (L = longest prompt + new tokens).
 Attention is causal, so what stands behind a row's last token can't change what comes next, and
-rows of different lengths share one buffer and one compilation. B = rows, S = shards of the mesh's context axis, D = model width.
+rows of different lengths share one buffer and one compilation.
+
+B = rows, S = shards of the mesh's context axis, D = model width.
 """
 
 import dataclasses

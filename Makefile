@@ -16,13 +16,14 @@ found = $(or $(call version,$(PYTHON)),no Python)
 asked = $(if $(filter-out file,$(origin PYTHON)),$(call version,$(PYTHON)))
 installed = $(call version,$(BIN)/python)
 
-.PHONY: help demo test lint clean check-python
+.PHONY: help demo test lint bench-long-context clean check-python
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     set up, then the main job: real text to a mid-trained, evaluated, exported model"
 	@echo "make test     set up with the test extras, then all tests"
 	@echo "make lint     ruff check, ruff format --check, mypy"
+	@echo "make bench-long-context   memory of Llama-3.1-8B at 131,072 tokens, by the TPU's compiler"
 	@echo "make clean    remove .venv, build/ and caches"
 	@echo "PYTHON=python3.12 chooses the interpreter for .venv: one of $(SUPPORTED)"
 
@@ -36,6 +37,9 @@ lint: $(STAMPS)/dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+bench-long-context: $(STAMPS)/tpu
+	$(BIN)/python tests/bench/long_context_tpu.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
@@ -77,4 +81,8 @@ $(STAMPS)/test: pyproject.toml constraints.txt $(STAMPS)/venv | check-python
 
 $(STAMPS)/dev: pyproject.toml constraints.txt $(STAMPS)/venv | check-python
 	$(call install,.[dev])
+	@touch $(STAMPS)/run $@
+
+$(STAMPS)/tpu: pyproject.toml constraints.txt $(STAMPS)/venv | check-python
+	$(call install,.[tpu])
 	@touch $(STAMPS)/run $@

@@ -6,16 +6,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from midjax.model import hf_arrays
+from midjax.model import hf_arrays, tensor_files
 from midjax.model.families import table
 
 D, N, H, V = 6, 4, 2, 10
 
 
-class Reader:
+class Reader(tensor_files.Reader):
     """Tensors in memory, which counts the rows that are read."""
 
     def __init__(self, **tensors):
+        super().__init__({})
         self._tensors, self.read = tensors, []
 
     def rows(self, name, begin, end):
@@ -50,7 +51,7 @@ def test_slices_of_any_split(name, ours, piece_bytes, monkeypatch):
     inner = one.input_axes
     theirs = ours
     if inner:
-        theirs = ours.reshape(np.prod(ours.shape[:inner]), -1).T
+        theirs = ours.reshape(int(np.prod(ours.shape[:inner])), -1).T
     elif name != "embed":
         theirs = ours.reshape(-1)
     above = np.full((3, *theirs.shape[1:]), -1.0, np.float32)  # another part, fused on top

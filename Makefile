@@ -16,13 +16,14 @@ found = $(or $(call version,$(PYTHON)),no Python)
 asked = $(if $(filter-out file,$(origin PYTHON)),$(call version,$(PYTHON)))
 installed = $(call version,$(BIN)/python)
 
-.PHONY: help demo test lint bench-long-context clean check-python
+.PHONY: help demo test lint bench-import bench-long-context clean check-python
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     set up, then the main job: real text to a mid-trained, evaluated, exported model"
 	@echo "make test     set up with the test extras, then all tests"
 	@echo "make lint     ruff check, ruff format --check, mypy"
+	@echo "make bench-import         host memory of importing a 1B checkpoint"
 	@echo "make bench-long-context   memory of Llama-3.1-8B at 131,072 tokens, by the TPU's compiler"
 	@echo "make clean    remove .venv, build/ and caches"
 	@echo "PYTHON=python3.12 chooses the interpreter for .venv: one of $(SUPPORTED)"
@@ -37,6 +38,9 @@ lint: $(STAMPS)/dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+bench-import: $(STAMPS)/run
+	$(BIN)/python tests/bench/import_memory.py
 
 bench-long-context: $(STAMPS)/tpu
 	$(BIN)/python tests/bench/long_context_tpu.py

@@ -69,11 +69,11 @@ class Mask(mask_lib.Mask):
         # The library's names, which make it compute the mask in the kernel.
         self.q_sequence = np.pad(places, padding, mode="edge").reshape(-1)
         self.mask_function = Seen(window_tokens)
-        self._keys = keys
+        self._places = np.arange(keys, dtype=np.int32)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (len(self.q_sequence), self._keys)
+        return (len(self.q_sequence), len(self._places))
 
     def __getitem__(self, index: Any) -> np.ndarray:
         """A block of the mask.
@@ -82,7 +82,7 @@ class Mask(mask_lib.Mask):
         the corners tell, one number stands for the whole block. At 131,072 tokens that is seconds
         instead of minutes.
         """
-        rows, columns = self.q_sequence[index[0]], np.arange(self._keys, dtype=np.int32)[index[1]]
+        rows, columns = self.q_sequence[index[0]], self._places[index[1]]
         window = self.mask_function.window_tokens
         newest, oldest = rows.max(), rows.min()
         if columns[0] > newest or (window is not None and columns[-1] <= oldest - window):

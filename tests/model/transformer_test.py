@@ -151,3 +151,23 @@ def test_bad_config_is_refused(fields, message):
 def test_unknown_choice_is_refused(field):
     with pytest.raises((ValueError, TypeError), match="float8"):
         tiny_model.config(**{field: "float8"})
+
+
+@pytest.mark.parametrize("tied_head", [False, True])
+def test_the_heads_scale_and_dtype(tied_head):
+    plain = tiny_model.config(tied_head=tied_head)
+    params, rows = tiny_model.params(plain), tiny_model.rows(2, 16)
+    apply = jax.jit(transformer.apply, static_argnums=0)
+    before = apply(plain, params, *rows)
+    scaled = dataclasses.replace(plain, logits_scale=0.25)
+    np.testing.assert_allclose(apply(scaled, params, *rows), 0.25 * before, rtol=1e-5, atol=1e-6)
+    # Rounding the head's weights by hand, and nothing else, gives the same.
+    rounded = dataclasses.replace(plain, head_dtype="bfloat16")
+    hidden = transformer.hidden(plain, params, *rows)
+    name = "embed" if tied_head else "head"
+    by_hand = params | {name: params[name].astype(jnp.bfloat16).astype(jnp.float32)}
+    found = apply(rounded, params, *rows)
+    np.testing.assert_allclose(
+        found, transformer.logits(plain, by_hand, hidden), rtol=1e-5, atol=1e-5
+    )
+    assert np.abs(found - before).max() > 1e-4

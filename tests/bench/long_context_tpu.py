@@ -81,6 +81,7 @@ def compiled(config: architecture.TransformerConfig, mesh: jax.sharding.Mesh, to
         eps=1e-8,
         weight_decay=0.1,
         decay_embedding=True,
+        decay_norms=False,
         clip_norm=1.0,
         moments_dtype="float32",
     )

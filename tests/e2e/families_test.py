@@ -4,11 +4,10 @@
 What needs four devices runs in one process that poses as having them: this file as a script.
 """
 
-import os
 import pathlib
-import subprocess
 import sys
 
+import devices
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,16 +89,7 @@ def computed(tmp_path_factory):
         model.save_pretrained(str(folder / kind))
         texts = parity.documents(parity.BASE["vocab_size"])
         want[kind] = np.concatenate([parity.torch_logits(model, text) for text in texts])
-    here = pathlib.Path(__file__)
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        # Nothing runs long enough here to be worth optimising.
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
-        "PYTHONPATH": os.pathsep.join(str(p) for p in (here.parents[2], here.parents[1])),
-    }
-    subprocess.run(
-        [sys.executable, str(here), str(folder)], env=environment, check=True, timeout=600
-    )
+    devices.run_script(__file__, folder)
     return folder, want
 
 

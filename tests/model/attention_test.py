@@ -5,12 +5,11 @@ What needs four devices runs in one process that poses as having them: this file
 """
 
 import math
-import os
 import pathlib
 import pickle
-import subprocess
 import sys
 
+import devices
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -212,13 +211,7 @@ def on_mesh(kernel, sizes, kv_heads):
 def four_devices(tmp_path_factory):
     """What `main` made on four emulated devices."""
     out = tmp_path_factory.mktemp("attention") / "out.pickle"
-    here = pathlib.Path(__file__)
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
-        "PYTHONPATH": str(here.parents[2]),
-    }
-    subprocess.run([sys.executable, str(here), str(out)], env=environment, check=True, timeout=300)
+    devices.run_script(__file__, out)
     return pickle.loads(out.read_bytes())  # noqa: S301 (our own, made a moment ago)
 
 

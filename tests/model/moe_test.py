@@ -7,12 +7,11 @@ What needs four devices runs in one process that poses as having them: this file
 import contextlib
 import importlib
 import math
-import os
 import pathlib
 import pickle
-import subprocess
 import sys
 
+import devices
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -348,15 +347,7 @@ def main(out):
 def four_devices(tmp_path_factory):
     """What `main` made on four emulated devices."""
     out = tmp_path_factory.mktemp("experts") / "out.pickle"
-    here = pathlib.Path(__file__)
-    search = os.pathsep.join(str(p) for p in (here.parents[2], here.parents[1]))
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        # Nothing runs long enough here to be worth optimising.
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
-        "PYTHONPATH": search,
-    }
-    subprocess.run([sys.executable, str(here), str(out)], env=environment, check=True, timeout=300)
+    devices.run_script(__file__, out)
     return pickle.loads(out.read_bytes())  # noqa: S301 (our own, made a moment ago)
 
 

@@ -3,11 +3,9 @@
 
 import dataclasses
 import math
-import os
-import pathlib
-import subprocess
 import sys
 
+import devices
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -572,13 +570,7 @@ def test_rotation_equals_theirs():
 def four_devices(tmp_path_factory):
     """What `main` made on four emulated devices."""
     out = tmp_path_factory.mktemp("mesh") / "out.npz"
-    here = pathlib.Path(__file__)
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
-        "PYTHONPATH": str(here.parents[2]),
-    }
-    subprocess.run([sys.executable, str(here), str(out)], env=environment, check=True, timeout=300)
+    devices.run_script(__file__, out)
     return dict(np.load(out))
 
 

@@ -185,6 +185,23 @@ class Order:
         sources, numbers = self._block(stage, block)
         return int(sources[place]), int(numbers[place])
 
+    def rows(self, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        """Global rows [begin, end): (source indices [rows] int64, row numbers [rows] int64).
+
+        `self[i]` for each of them; any `begin`, in time that depends on `end - begin` only.
+        """
+        assert 0 <= begin <= end, (begin, end)
+        sources, numbers = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        while begin < end:
+            stage = self.stage_at(begin)
+            block, place = divmod(begin - self._starts[stage], self.mixture.block_rows)
+            piece = slice(place, place + end - begin)
+            found = self._block(stage, block)
+            sources.append(found[0][piece])
+            numbers.append(found[1][piece])
+            begin += len(sources[-1])
+        return np.concatenate(sources), np.concatenate(numbers)
+
     def stage_at(self, index: int) -> int:
         """Index of the stage that row `index` belongs to."""
         return bisect.bisect_right(self._starts, int(index)) - 1

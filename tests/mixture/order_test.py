@@ -70,6 +70,15 @@ def test_counts_and_row_numbers_are_those_of_reading_in_order():
     assert np.abs(seen - ideal).max() < 2
 
 
+def test_rows_from_anywhere_are_those_one_by_one():
+    order = make(mixture(THREE, LATER), total_rows=400, base_rows={"code": 11})
+    one_by_one = np.array([order[i] for i in range(400)])
+    for begin, end in ((0, 400), (0, 0), (3, 4), (128, 141), (137, 137), (399, 400)):
+        sources, numbers = order.rows(begin, end)
+        assert sources.dtype == numbers.dtype == np.int64
+        assert np.array_equal(np.stack([sources, numbers], 1), one_by_one[begin:end])
+
+
 def test_a_later_stage_does_not_change_the_past():
     one = make(mixture(THREE, LATER), total_rows=400)
     other = make(mixture(THREE, ("b", 8 * 137, {"web": 1.0, "code": 0, "maths": 0})))

@@ -16,6 +16,7 @@ import numpy as np
 from midjax.batches import batch as batch_lib
 from midjax.batches import pack, shards
 from midjax.mixture import order as order_lib
+from midjax.mixture import stages as stages_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ class Data:
     """
 
     sources: Mapping[str, Source]
-    mixture: order_lib.Mixture
+    mixture: stages_lib.Mixture
     row_tokens: int
     batch_rows: int
 

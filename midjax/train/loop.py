@@ -9,6 +9,7 @@ import jax
 
 from midjax import checkpoint, log, units
 from midjax.batches import loader as loader_lib
+from midjax.mixture import plan as plan_lib
 from midjax.model import context, sharding, transformer
 from midjax.train import metrics as metrics_lib
 from midjax.train import optimizer as optimizer_lib
@@ -108,7 +109,7 @@ def _announce(prepared: prepare_lib.Prepared, journal: log.Journal) -> None:
             name: {"rows": len(plan), "padding": plan.padding, "dropped": plan.dropped}
             for name, plan in prepared.opened.plans.items()
         },
-        plan=[dataclasses.asdict(row) for row in prepared.loader.order.plan()],
+        plan=[dataclasses.asdict(row) for row in plan_lib.rows(prepared.loader.order)],
     )
 
 

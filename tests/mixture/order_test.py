@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 
 from midjax.mixture import order as order_lib
+from midjax.mixture import plan as plan_lib
+from midjax.mixture import spread
+from midjax.mixture import stages as stages_lib
 
 
 def mixture(*stages, seed=3, block_rows=10, cap=1e9):
     names = {name for _, _, weights in stages for name in weights}
-    return order_lib.Mixture(
+    return stages_lib.Mixture(
         stages=tuple(
-            order_lib.Stage(name=n, start_tokens=start, weights=w) for n, start, w in stages
+            stages_lib.Stage(name=n, start_tokens=start, weights=w) for n, start, w in stages
         ),
         max_epochs=dict.fromkeys(names, cap),
         seed=seed,
@@ -96,13 +99,13 @@ def test_dict_order_is_no_fact_and_the_seed_is():
 def test_weights_are_normalised_and_said():
     mix = mixture(("s", 0, {"a": 2.0, "b": 6.0}))
     assert mix.unnormalised() == ["weights of stage 's' sum to 8; normalised to 1"]
-    assert [row.share for row in make(mix, total_rows=100).plan()] == [0.25, 0.75]
+    assert [row.share for row in plan_lib.rows(make(mix, total_rows=100))] == [0.25, 0.75]
     assert mixture(THREE).unnormalised() == []
 
 
 def test_plan_adds_up():
     order = make(mixture(THREE, LATER), total_rows=400)
-    plan = order.plan()
+    plan = plan_lib.rows(order)
     assert sum(row.rows for row in plan) == 400
     assert sum(row.rows for row in plan if row.stage == "a") == 137
     assert all(row.tokens == row.rows * 8 and row.epochs == row.rows / 50 for row in plan)
@@ -136,10 +139,10 @@ def test_a_weight_that_is_never_drawn_is_an_error():
 
 
 def test_caps_must_name_the_sources():
-    stage = order_lib.Stage(name="s", start_tokens=0, weights={"a": 1.0})
+    stage = stages_lib.Stage(name="s", start_tokens=0, weights={"a": 1.0})
     for caps, message in (({}, "no cap for"), ({"a": 1, "b": 1}, "which no stage gives a weight")):
         with pytest.raises(ValueError, match=message):
-            order_lib.Mixture(stages=(stage,), max_epochs=caps, seed=0, block_rows=4)
+            stages_lib.Mixture(stages=(stage,), max_epochs=caps, seed=0, block_rows=4)
 
 
 @pytest.mark.parametrize("seed", [-1, 1 << 32])
@@ -165,5 +168,5 @@ def test_largest_remainder_is_hamiltons():
     }  # fmt: skip
     total = sum(population.values())
     shares = np.array([float(fractions.Fraction(p, total)) for p in population.values()])
-    seats = order_lib.largest_remainder(shares, 120)
+    seats = spread.largest_remainder(shares, 120)
     assert seats.tolist() == [21, 16, 14, 12, 11, 9, 8, 7, 6, 5, 3, 2, 2, 2, 2]

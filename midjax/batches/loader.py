@@ -135,7 +135,7 @@ class Loader:
       data: sources and mixture.
       opened: `Opened(data)`.
       total_rows: rows of the run.
-      base_rows: see `Order`.
+      base_rows, past: see `Order`.
 
     Raises:
       ValueError: a source is empty or a cap is broken. Before any device work.
@@ -148,6 +148,7 @@ class Loader:
         *,
         total_rows: int,
         base_rows: Mapping[str, int] | None = None,
+        past: order_lib.Past = order_lib.NOTHING,
     ) -> None:
         self.data, self.names = data, opened.names
         self.order = order_lib.Order(
@@ -156,9 +157,11 @@ class Loader:
             row_tokens=data.row_tokens,
             total_rows=total_rows,
             base_rows=base_rows,
+            past=past,
         )
+        self._sources = {name: self._epochs(name, opened.rows[name]) for name in self.names}
         self._dataset = grain.MapDataset.select_from_datasets(
-            [self._epochs(name, opened.rows[name]) for name in self.names], self.order
+            list(self._sources.values()), self.order
         )
 
     def _epochs(self, name: str, rows: pack.Rows) -> grain.MapDataset:
@@ -170,12 +173,19 @@ class Loader:
         """Global row `index`, with `row_id`, its number in the source's plan."""
         return self._dataset[index]
 
+    def row_id(self, name: str, number: int) -> int:
+        """Which row of a source's plan its row `number`, counted over epochs, is."""
+        return int(self._sources[name][number]["row_id"])
+
     def last_rows(self, next_row: int, count: int = 8) -> list[list[Any]]:
         """[source, row in the source's plan] of the last `count` rows before `next_row`.
 
+        Fewer where the order begins later.
+
         What a resumed run compares: that the same indices still mean the same rows.
         """
-        rows = [self.row(index) for index in range(max(0, next_row - count), next_row)]
+        first = max(self.order.first_row, next_row - count)
+        rows = [self.row(index) for index in range(first, next_row)]
         return [[self.names[row["source"][0]], row["row_id"]] for row in rows]
 
     def batches(

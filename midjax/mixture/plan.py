@@ -2,7 +2,7 @@
 """What an order draws, by stage and source: the printed plan, which is counted, not estimated."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from midjax import units
 from midjax.mixture import order as order_lib
 
 BEFORE = "(drawn before)"
-_HEAD = ("stage", "source", "asked", "in force", "tokens", "epochs", "repeats")
+_HEAD = ("stage", "source", "asked", "in force", "tokens", "epochs", "cap", "repeats")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,15 +87,20 @@ def _rows(
 
 
 def table(order: order_lib.Order) -> str:
-    """The plan for people: a line for each stage and source, one for each source's total."""
-    found = rows(order)
-    total = max(sum(row.tokens for row in found), 1)
-    lines = [_HEAD, *(_cells(row, f"{row.asked:.2%}", f"{row.share:.2%}") for row in found)]
-    sums = totals(order)
-    lines += [_cells(row, "", f"{row.tokens / total:.2%}") for row in sums]
+    """The plan for people: the stages, a line for each stage and source, the run by source."""
+    found, sums = rows(order), totals(order)
+    caps = order.mixture.max_epochs
+    lines = [_HEAD]
+    lines += [_cells(row, f"{row.asked:.2%}", "") for row in found]
+    lines += [_cells(row, "", f"{caps[row.source]:g}") for row in sums]
     tokens, repeats = sum(row.tokens for row in sums), sum(row.repeats for row in sums)
-    lines.append(("total", "", "", "", units.human(tokens), "", units.human(repeats)))
-    return _aligned(lines)
+    left_out = {n: r for n, r in order.past.drawn.items() if r and n not in order.names}
+    for name, drawn in left_out.items():
+        tokens += drawn * order.row_tokens
+        gone = units.human(drawn * order.row_tokens)
+        lines.append((BEFORE, name, "", "left out", gone, "", "", ""))
+    lines.append(("total", "", "", "", units.human(tokens), "", "", units.human(repeats)))
+    return "\n".join([*_stage_lines(order), "", *_aligned(lines)])
 
 
 def totals(order: order_lib.Order) -> list[PlanRow]:
@@ -105,21 +110,37 @@ def totals(order: order_lib.Order) -> list[PlanRow]:
     return _rows(order, "total", shares, shares, np.zeros_like(done), done)
 
 
-def _cells(row: PlanRow, asked: str, share: str) -> tuple[str, ...]:
+def _stage_lines(order: order_lib.Order) -> list[str]:
+    """Where each stage begins and ends."""
+    found = []
+    if order.first_row:
+        before = units.human(order.first_row * order.row_tokens)
+        found.append(f"{BEFORE}: the run's first {before} tokens, under an earlier mixture")
+    for stage in order.stages:
+        begin, end = (units.human(r * order.row_tokens) for r in (stage.begin, stage.end))
+        ramp = stage.ramp_blocks * order.mixture.block_rows * order.row_tokens
+        found.append(
+            f"{stage.name}: from {begin} to {end} tokens"
+            + (f", the first {units.human(ramp)} a ramp" if ramp else "")
+            + (", over before" if stage.end <= order.first_row else "")
+        )
+    return found
+
+
+def _cells(row: PlanRow, asked: str, cap: str) -> tuple[str, ...]:
     repeats = units.human(row.repeats) if row.repeats else "-"
     tokens = units.human(row.tokens)
-    return row.stage, row.source, asked, share, tokens, f"{row.epochs:.2f}", repeats
+    share = f"{row.share:.2%}"
+    return row.stage, row.source, asked, share, tokens, f"{row.epochs:.2f}", cap, repeats
 
 
-def _aligned(lines: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(len(line[i]) for line in lines) for i in range(len(_HEAD))]
-    return "\n".join(_line(line, widths) for line in lines)
-
-
-def _line(cells: Iterable[str], widths: Sequence[int]) -> str:
+def _aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
     """Names to the left, numbers to the right."""
-    placed = [
-        f"{cell:<{width}}" if i < 2 else f"{cell:>{width}}"
-        for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(_HEAD))]
+    return [
+        "  ".join(
+            f"{cell:<{width}}" if i < 2 else f"{cell:>{width}}"
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
     ]
-    return "  ".join(placed).rstrip()

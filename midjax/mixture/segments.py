@@ -203,7 +203,9 @@ def _shifted(
     begin = max(stage.begin, first_row)
     ramp = stage.ramp_blocks * mixture.block_rows
     # The mean over the rows of how far the ramp has not come yet.
-    ahead = [max(ramp - (row - stage.begin), 0) ** 2 / (2 * max(ramp, 1)) for row in (begin, stage.end)]
+    ahead = [
+        max(ramp - (row - stage.begin), 0) ** 2 / (2 * max(ramp, 1)) for row in (begin, stage.end)
+    ]
     start_rows = ahead[0] - ahead[1]
     end_rows = stage.end - begin - start_rows
     period = int(stage.counts.sum())

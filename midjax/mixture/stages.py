@@ -65,7 +65,7 @@ class Stage:
             ("ramp_share", 1),
         ):
             value = getattr(self, field)
-            if value is not None and not (0 <= value and (most is None or value <= most)):
+            if value is not None and not (value >= 0 and (most is None or value <= most)):
                 allowed = "0 or more" if most is None else "between 0 and 1"
                 raise ValueError(f"Stage {self.name!r}: {field} must be {allowed}, got {value}.")
 

@@ -135,9 +135,9 @@ class Order:
             at = bisect.bisect_right(self._starts, begin) - 1
             chunk, place = divmod(begin - self._starts[at], self._chunk_rows)
             piece = slice(place, place + end - begin)
-            found = self._chunk(at, chunk)
-            sources.append(found[0][piece])
-            numbers.append(found[1][piece])
+            inside = self._chunk(at, chunk)
+            sources.append(inside[0][piece])
+            numbers.append(inside[1][piece])
             begin += len(sources[-1])
         found = np.concatenate(sources)
         return found, np.concatenate(numbers) + (self.base + self._moved)[found]
@@ -227,7 +227,7 @@ class Order:
     def _check_caps(self) -> None:
         drawn = self.counts(self.total_rows)
         broken = []
-        for k in np.nonzero(drawn > self.most)[0]:
+        for k in np.nonzero(drawn > self.most)[0].tolist():
             rows, cap = self.source_rows[k], self.mixture.max_epochs[self.names[k]]
             dry = self._dry_row(k)
             broken.append(

@@ -90,7 +90,7 @@ def table(order: order_lib.Order) -> str:
     """The plan for people: the stages, a line for each stage and source, the run by source."""
     found, sums = rows(order), totals(order)
     caps = order.mixture.max_epochs
-    lines = [_HEAD]
+    lines: list[tuple[str, ...]] = [_HEAD]
     lines += [_cells(row, f"{row.asked:.2%}", "") for row in found]
     lines += [_cells(row, "", f"{caps[row.source]:g}") for row in sums]
     tokens, repeats = sum(row.tokens for row in sums), sum(row.repeats for row in sums)

@@ -165,7 +165,7 @@ def _segments(
     end = None if is_last else stage.end
     if end is not None:
         ramp_end = min(ramp_end, end)
-    pieces = []
+    pieces: list[tuple[int, int | None, np.ndarray, int]] = []
     if stage.ramp_blocks:
         pieces.append((stage.begin, ramp_end, start, stage.ramp_blocks))
     if is_last or ramp_end < stage.end:
@@ -202,10 +202,9 @@ def _shifted(
     """
     begin = max(stage.begin, first_row)
     ramp = stage.ramp_blocks * mixture.block_rows
-    # The mean over the rows of how far the ramp has not come yet.
-    ahead = [
-        max(ramp - (row - stage.begin), 0) ** 2 / (2 * max(ramp, 1)) for row in (begin, stage.end)
-    ]
+    # Rows times how much of the ramp is still ahead of them, summed from a row to the ramp's end.
+    ramp_end = stage.begin + ramp
+    ahead = [max(ramp_end - row, 0) ** 2 / (2 * max(ramp, 1)) for row in (begin, stage.end)]
     start_rows = ahead[0] - ahead[1]
     end_rows = stage.end - begin - start_rows
     period = int(stage.counts.sum())

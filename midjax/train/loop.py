@@ -221,7 +221,7 @@ def _next_row(prepared: prepare_lib.Prepared, step: int) -> int:
     return prepared.first_row + rows
 
 
-def _drawn(prepared: prepare_lib.Prepared, step: int) -> dict[str, dict[str, float]]:
+def _drawn(prepared: prepare_lib.Prepared, step: int) -> dict[str, dict[str, float | None]]:
     """Source -> tokens that the run drew of it, and epochs with those before the run."""
     order, row = prepared.loader.order, _next_row(prepared, step)
     epochs = dict(zip(order.names, order.epochs(row).tolist(), strict=True))

@@ -77,7 +77,7 @@ def test_places_in_a_block_are_even():
 
 
 def test_earlier_stages_take_what_they_ask_for_first():
-    """30 rows of room for `b`: 25 in the first stage as asked, the rest of its cap in the second."""
+    """30 rows of room for `b`: 25 in the first stage as asked, what is left in the second."""
     found = build(
         ("one", {"a": 0.75, "b": 0.25}, {"start_tokens": 0}),
         ("two", {"a": 0.5, "b": 0.5}, {"start_tokens": 100}),

@@ -89,7 +89,7 @@ def test_whole_shares_give_every_block_the_same():
 
 
 def test_a_ramp_between_two_sources_by_hand():
-    """From all of one to all of the other in 4 blocks of 8 rows: 1/8, 3/8, 5/8 and 7/8 of a block."""
+    """From all of one to all of the other in 4 blocks of 8 rows: 1/8, 3/8, 5/8, 7/8 of a block."""
     period = 8 * spread.PERIOD_BLOCKS
     table = spread.prefix(np.array([period, 0]), np.array([0, period]), 4)
     assert np.diff(table, axis=0).tolist() == [[7, 1], [5, 3], [3, 5], [1, 7]]

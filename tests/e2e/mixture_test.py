@@ -11,6 +11,8 @@ import tiny_run as tiny
 from midjax import __main__ as cli
 from midjax import checkpoint, config
 from midjax.batches import loader
+from midjax.mixture import stages as stages_lib
+from midjax.mixture import weights
 
 ROW = tiny.T  # tokens of a row: the table's numbers are whole rows
 
@@ -156,3 +158,31 @@ def test_show_mixture_fails_as_the_run_would_and_leaves_nothing(tmp_path, capsys
         assert cli.main([*verb, dry]) == 2
         assert "cap 0.1, dry at" in capsys.readouterr().err
     assert not pathlib.Path(tmp_path / "run").exists()
+
+
+GIN = """
+Mixture.stages = (@web/Stage(), @languages/Stage())
+Mixture.max_epochs = {"web": 1.0, "de": 4.0, "sw": 4.0}
+Mixture.seed = 0
+Mixture.block_rows = 64
+Mixture.over_cap = "shift"
+web/Stage.name = "web"
+web/Stage.start_share = 0.0
+web/Stage.weights = {"web": 1.0}
+languages/Stage.name = "languages"
+languages/Stage.start_share = 0.8
+languages/Stage.ramp_share = 0.1
+languages/Stage.weights = @UniMax()
+UniMax.sources = ("de", "sw")
+UniMax.max_epochs = 4.0
+"""
+
+
+def test_computed_weights_and_ramps_in_gin_and_in_json(tmp_path):
+    (tmp_path / "mix.gin").write_text(GIN)
+    mix = config.load_class(stages_lib.Mixture, [str(tmp_path / "mix.gin")])
+    assert mix.stages[1] == stages_lib.Stage(
+        name="languages", start_share=0.8, ramp_share=0.1,
+        weights=weights.UniMax(sources=("de", "sw"), max_epochs=4.0),
+    )  # fmt: skip
+    assert config.from_json(stages_lib.Mixture, json.loads(json.dumps(config.to_json(mix)))) == mix

@@ -231,7 +231,8 @@ def _evaluate(pieces: dict[str, np.ndarray], count: Any, xp: Any, dtype: Any) ->
             value = xp.where(p < q, start * xp.exp(p * ratio), end * xp.exp(-q * ratio))
         else:
             of_start, of_end = _shares(_KINDS[code], p, q, xp)
-            value = start * of_start + end * of_end
+            # The rate in force at a checkpoint goes on to the last bit, whatever the shape.
+            value = xp.where(p == 0, start, start * of_start + end * of_end)
         rate = xp.where(kind == code, value, rate)
     return rate
 

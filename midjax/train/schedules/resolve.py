@@ -44,9 +44,7 @@ def resolve(
     """
     parts = schedule.phases() if isinstance(schedule, phases_lib.Schedule) else schedule.phases
     total_steps = clock.updates(total_tokens)
-    edges = _places(
-        parts, clock, total_tokens, may_be_empty=isinstance(schedule, phases_lib.Schedule)
-    )
+    edges = _places(parts, clock, total_tokens)
     taken = _Taken(lr_in_force)
     spans: list[curve_lib.Span] = []
     for part, (first, stop) in zip(parts, itertools.pairwise(edges), strict=True):

@@ -52,7 +52,7 @@ def rows(curve: curve_lib.Curve, position: int = 0) -> list[Row]:
         previous = span.end_lr
     for first, _, batch in curve.clock.knees[1:]:
         notes.setdefault(first, []).append(f"batches of {batch} tokens")
-    if position:
+    if 0 < position < end:
         notes.setdefault(position, []).append("this run goes on here")
     notes.setdefault(end, []).append("after the run")
     return [

@@ -90,9 +90,33 @@ def _load(verb: str, arguments: list[str]) -> Any:
 def _show(arguments: list[str]) -> None:
     from midjax import config
 
+    if arguments[:1] == ["schedule"]:
+        _show_schedule(arguments[1:])
+        return
     if not arguments or arguments[0] not in config.ROOTS:
-        raise ValueError(f"show needs one of {', '.join(config.ROOTS)}, and its --gin_file=RECIPE")
+        known = ", ".join([*config.ROOTS, "schedule"])
+        raise ValueError(f"show needs one of {known}, and its --gin_file=RECIPE")
     print(config.show(_load(arguments[0], arguments[1:])))
+
+
+def _show_schedule(arguments: list[str]) -> None:
+    """The learning rates of a `train` recipe: a table, and a plot in its run directory."""
+    root = _load("train", arguments)
+    from midjax.report import schedule_plot
+    from midjax.train import prepare
+    from midjax.train import start as start_lib
+    from midjax.train.schedules import table
+
+    curve, position = prepare.schedule(root, start_lib.choose(root.start, root.run_dir))
+    print(table.text(table.rows(curve, position)))
+    steps = table.sampled(curve)
+    where = schedule_plot.write(
+        f"{root.run_dir}/schedule.svg",
+        tokens=[float(curve.clock.tokens(step)) for step in steps],
+        rates=curve.lrs(steps).tolist(),
+        turns=[(span.name, float(span.first_tokens)) for span in curve.spans],
+    )
+    print(f"plot: {where}")
 
 
 def _tokenize(arguments: list[str]) -> None:
@@ -314,7 +338,13 @@ Reads metrics.jsonl, events.jsonl, config.json and eval/*.json. Prints the table
         """\
   midjax show train --gin_file=gin/recipes/demo_midtrain.gin --gin.Train.train_tokens=1_000_000
 
-Every field as `path = value`; `*` marks what differs from its default.""",
+Every field as `path = value`; `*` marks what differs from its default.
+
+  midjax show schedule --gin_file=gin/recipes/demo_midtrain.gin
+
+The learning rates of a recipe of `train`: a table of steps, tokens and rates where they turn and
+every 5 %, and a plot, RUN_DIR/schedule.svg. Rates that come from a checkpoint are read from it;
+neither data nor devices are touched.""",
     ),
 }
 

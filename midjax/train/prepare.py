@@ -11,8 +11,10 @@ from midjax.batches import loader as loader_lib
 from midjax.model import architecture, transformer
 from midjax.train import continuity, recipe
 from midjax.train import optimizer as optimizer_lib
-from midjax.train import schedule as schedule_lib
 from midjax.train import start as start_lib
+from midjax.train.schedules import clock as clock_lib
+from midjax.train.schedules import curve as curve_lib
+from midjax.train.schedules import resolve as resolve_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,7 @@ class Prepared:
       recipe_seed: what the recipe said of it.
       origin: what the state starts from.
       opened, loader: the data.
-      schedule: learning rates in steps.
+      schedule: the learning rate of every update.
       optimizer: the Optax chain with these rates.
       schedule_count: position on the schedule at the start.
       first_step: updates done before.
@@ -37,7 +39,7 @@ class Prepared:
     origin: start_lib.Origin
     opened: loader_lib.Opened
     loader: loader_lib.Loader
-    schedule: schedule_lib.Resolved
+    schedule: curve_lib.Curve
     optimizer: Any
     schedule_count: int
     first_step: int
@@ -46,7 +48,7 @@ class Prepared:
 
     def lr(self, count: int) -> float:
         """Learning rate of the update at a position on the schedule."""
-        return float(schedule_lib.learning_rate(self.schedule)(count))
+        return self.schedule.lr(count)
 
 
 def prepare(config: recipe.Train) -> Prepared:
@@ -72,16 +74,8 @@ def prepare(config: recipe.Train) -> Prepared:
     first_row, base_rows = continuity.data_position(origin, data, opened.contents())
     rows_left = max(config.total_steps - first_step, 0) * data.batch_rows
     loader = loader_lib.Loader(data, opened, total_rows=first_row + rows_left, base_rows=base_rows)
-    schedule = schedule_lib.resolve(
-        config.schedule,
-        total_steps=config.total_steps,
-        batch_tokens=data.batch_tokens,
-        # A kept schedule goes on from its own peak; in its decay the rate in force is lower.
-        lr_in_force=origin.manifest.get("peak_lr")
-        if "schedule" in origin.parts
-        else origin.lr_in_force,
-    )
-    optimizer = optimizer_lib.make(config.optimizer, schedule_lib.learning_rate(schedule))
+    curve, schedule_count = schedule(config, origin)
+    optimizer = optimizer_lib.make(config.optimizer, curve_lib.learning_rate(curve))
     _check_model(origin, config.model, optimizer, opened.tokenizer_hash)
     continuity.same_data(origin, loader, opened.contents(), recipe_seed)
     prepared = Prepared(
@@ -90,15 +84,42 @@ def prepare(config: recipe.Train) -> Prepared:
         origin=origin,
         opened=opened,
         loader=loader,
-        schedule=schedule,
+        schedule=curve,
         optimizer=optimizer,
-        schedule_count=origin.manifest["schedule_count"] if "schedule" in origin.parts else 0,
+        schedule_count=schedule_count,
         first_step=first_step,
         first_row=first_row,
         base_rows=base_rows,
     )
     continuity.learning_rate(origin, config.start, prepared.lr(prepared.schedule_count))
     return prepared
+
+
+def schedule(config: recipe.Train, origin: start_lib.Origin) -> tuple[curve_lib.Curve, int]:
+    """(learning rates, position on them at the start). Reads what `origin` holds and no data.
+
+    Raises:
+      ValueError: the phases do not fit the run, or there is no rate to take over.
+    """
+    manifest, kept = origin.manifest, "schedule" in origin.parts
+    batch_tokens = config.data.batch_tokens
+    clock, count, taken = clock_lib.constant(batch_tokens), 0, origin.lr_in_force
+    if kept:
+        # It goes on from its own place, in tokens too, and from the rate that "checkpoint" was when
+        # it began, not from the one now in force. An imported checkpoint knows neither.
+        count, known = manifest["schedule_count"], manifest.get("schedule", {})
+        if "clock" in known:
+            clock = clock_lib.from_json(known["clock"]).changed(count, batch_tokens)
+        taken = known.get("taken_lr")
+        taken = manifest.get("peak_lr") if taken is None else taken
+    curve = resolve_lib.resolve(
+        config.schedule,
+        clock=clock,
+        total_tokens=config.train_tokens,
+        row_tokens=config.data.row_tokens,
+        lr_in_force=taken,
+    )
+    return curve, count
 
 
 def _with_seed(config: recipe.Train, seed: int) -> recipe.Train:

@@ -94,10 +94,12 @@ def _show(arguments: list[str]) -> None:
     if arguments[:1] == ["mixture"]:
         _show_mixture(arguments[1:])
         return
+    if arguments[:1] == ["schedule"]:
+        _show_schedule(arguments[1:])
+        return
     if not arguments or arguments[0] not in config.ROOTS:
-        raise ValueError(
-            f"show needs one of {', '.join(config.ROOTS)}, mixture, and its --gin_file=RECIPE"
-        )
+        known = ", ".join([*config.ROOTS, "mixture", "schedule"])
+        raise ValueError(f"show needs one of {known}, and its --gin_file=RECIPE")
     print(config.show(_load(arguments[0], arguments[1:])))
 
 
@@ -113,6 +115,26 @@ def _show_mixture(arguments: list[str]) -> None:
     if mixed.position.changed:
         print(f"changed: a new stage of {root.run_dir} from step {mixed.first_step + 1} on")
     print(plan.table(mixed.loader.order))
+
+
+def _show_schedule(arguments: list[str]) -> None:
+    """The learning rates of a `train` recipe: a table, and a plot in its run directory."""
+    root = _load("train", arguments)
+    from midjax.report import schedule_plot
+    from midjax.train import prepare
+    from midjax.train import start as start_lib
+    from midjax.train.schedules import table
+
+    curve, position = prepare.schedule(root, start_lib.choose(root.start, root.run_dir))
+    print(table.text(table.rows(curve, position)))
+    steps = table.sampled(curve)
+    where = schedule_plot.write(
+        f"{root.run_dir}/schedule.svg",
+        tokens=[float(curve.clock.tokens(step)) for step in steps],
+        rates=curve.lrs(steps).tolist(),
+        turns=[(span.name, float(span.first_tokens)) for span in curve.spans],
+    )
+    print(f"plot: {where}")
 
 
 def _tokenize(arguments: list[str]) -> None:
@@ -349,7 +371,13 @@ Reads metrics.jsonl, events.jsonl, config.json and eval/*.json. Prints the table
 With a verb, every field as `path = value`; `*` marks what differs from its default. With `mixture`,
 what `midjax train` will read, counted row by row: shares asked and in force, tokens, epochs and
 repeats of each stage and source. It fails where train would: a cap that would be broken, a source
-that runs dry. It needs the token folders, and the checkpoint that Start names.""",
+that runs dry. It needs the token folders, and the checkpoint that Start names.
+
+  midjax show schedule --gin_file=gin/recipes/demo_midtrain.gin
+
+The learning rates of a recipe of `train`: a table of steps, tokens and rates where they turn and
+every 5 %, and a plot, RUN_DIR/schedule.svg. Rates that come from a checkpoint are read from it;
+neither data nor devices are touched.""",
     ),
 }
 

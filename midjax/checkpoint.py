@@ -223,6 +223,8 @@ def lineage(run_dir: str, step: int) -> list[dict[str, Any]]:
             }
         if parent.get("imported"):
             found.insert(0, {"imported from": parent["imported"]})
+        elif parent.get("averaged"):
+            found.insert(0, {"average of": parent["averaged"]})
         elif parent["huggingface"]:
             found.insert(0, {"Hugging Face folder": parent["huggingface"]})
         elif parent["run"]:

@@ -150,7 +150,9 @@ def _naming(ingredient: Ingredient) -> Iterator[None]:
     try:
         yield
     except checkpoint.CheckpointError as error:
-        raise checkpoint.CheckpointError(f"{ingredient.place}: {error}") from error
+        raise checkpoint.CheckpointError(
+            f"{ingredient.place}: {error} Or leave it out of the average."
+        ) from error
 
 
 class Reader:

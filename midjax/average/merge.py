@@ -7,6 +7,7 @@ The mesh holds the mean so far and one array of one ingredient; the host holds t
 float64, of its own shards only. No part of it grows with the number of ingredients.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,23 +24,26 @@ _CHUNK = 1 << 20
 def mean(
     ingredients: Sequence[ingredients_lib.Ingredient], weights: Sequence[float], targets: Any
 ) -> Any:
-    """sum_i weights[i] * params_i, summed in float64 in the order given, rounded once at the end.
+    """sum_i weights[i] * params_i / sum_i weights[i], in float64, rounded once at the end.
 
     Args:
       ingredients: checked; all hold the arrays of `targets`.
-      weights: one for each. A single one of 1 gives its ingredient back, bit for bit.
+      weights: one for each. Equal ones are best given as 1, which adds no rounding of its own: the
+        result is numpy's mean in float64, cast. A single one gives its ingredient back, bit for
+        bit.
       targets: tree of `ShapeDtypeStruct` with shardings.
 
     Raises:
       CheckpointError, DamagedError: an ingredient cannot be read or is damaged; names it.
     """
+    divisor = math.fsum(weights)
     readers = [ingredients_lib.Reader(one, targets) for one in ingredients]
     made = []
     for name, target in trees.named_leaves(targets):
         total = _Total(target)
         for reader, weight in zip(readers, weights, strict=True):
             total.add(reader.read(name, target.sharding), weight)
-        made.append(total.placed())
+        made.append(total.placed(divisor))
     return jax.tree.unflatten(jax.tree.structure(targets), made)
 
 
@@ -63,12 +67,14 @@ class _Total:
                 self._parts[key] = np.full(here.shape, -0.0, np.float64)
             _add(self._parts[key], here, weight)
 
-    def placed(self) -> jax.Array:
-        """The sum with the target's dtype, on its devices. Uses the parts up."""
+    def placed(self, divisor: float) -> jax.Array:
+        """The sum / divisor with the target's dtype, on its devices. Uses the parts up."""
         target, cast = self._target, {}
         with np.errstate(over="ignore"):  # the caller looks for infinities
             for key in list(self._parts):
-                cast[key] = self._parts.pop(key).astype(target.dtype)
+                part = self._parts.pop(key)
+                part /= divisor
+                cast[key] = part.astype(target.dtype)
         return jax.make_array_from_callback(
             target.shape, target.sharding, lambda index: cast[self._key(index)]
         )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which checkpoints an average takes, and their weights.
 
-method --checkpoints()--> [(run, step), ...]        method --shares()--> weights, in that order
+method --checkpoints()--> [(run, step), ...]      method --parts()--> weights, in that order
 """
 
 import dataclasses
@@ -10,9 +10,11 @@ from collections.abc import Sequence
 
 from midjax import checkpoint
 
-# Weights that people write down, such as (0.333333, 0.333333, 0.333333), are off by this much. They
-# are divided by their sum.
+# Weights that people write down, such as (0.333333, 0.333333, 0.333333), are off by this much. The
+# average is divided by their sum.
 SUM_TOLERANCE = 1e-5
+# Beyond it, 1 - weight loses digits of the 1.
+MOST_WEIGHT = 1e6
 
 Checkpoint = tuple[str, int | None]  # run directory, step; None is the newest
 
@@ -64,9 +66,9 @@ class LastN:
             )
         return [(self.run, step) for step in found[-self.newest :]]
 
-    def shares(self) -> list[float]:
-        """Weights that sum to 1."""
-        return _shares(self.newest or len(self.steps or ()), self.weights)
+    def parts(self) -> list[float]:
+        """How much of each; equal ones are 1."""
+        return _parts(self.newest or len(self.steps or ()), self.weights)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,9 +93,9 @@ class Soup:
         """In the order of `runs`."""
         return _paired(self.runs, self.steps)
 
-    def shares(self) -> list[float]:
-        """Weights that sum to 1."""
-        return _shares(len(self.runs), self.weights)
+    def parts(self) -> list[float]:
+        """How much of each; equal ones are 1."""
+        return _parts(len(self.runs), self.weights)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,8 +147,10 @@ class Interpolation:
     extrapolate: bool
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.weight):
-            raise ValueError(f"Interpolation.weight must be finite, got {self.weight}.")
+        if not abs(self.weight) <= MOST_WEIGHT:
+            raise ValueError(
+                f"Interpolation.weight must lie within +-{MOST_WEIGHT:g}, got {self.weight}."
+            )
         if not 0 <= self.weight <= 1 and not self.extrapolate:
             raise ValueError(
                 f"Interpolation.weight = {self.weight} lies outside [0, 1], beyond both "
@@ -158,8 +162,8 @@ class Interpolation:
         """First, second."""
         return [(self.first_run, self.first_step), (self.second_run, self.second_step)]
 
-    def shares(self) -> list[float]:
-        """Weights that sum to 1."""
+    def parts(self) -> list[float]:
+        """How much of each; equal ones are 1."""
         return [1.0 - self.weight, self.weight]
 
 
@@ -193,8 +197,5 @@ def _paired(runs: Sequence[str], steps: Sequence[int | None] | None) -> list[Che
     return list(zip(runs, steps or [None] * len(runs), strict=True))
 
 
-def _shares(count: int, weights: Sequence[float] | None) -> list[float]:
-    if weights is None:
-        return [1.0 / count] * count
-    total = math.fsum(weights)
-    return [weight / total for weight in weights]
+def _parts(count: int, weights: Sequence[float] | None) -> list[float]:
+    return [1.0] * count if weights is None else list(weights)

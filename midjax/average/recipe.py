@@ -9,9 +9,7 @@ from typing import Any
 import jax
 
 from midjax import checkpoint, files, log, trees
-from midjax.average import greedy, ingredients, merge
-from midjax.average.ingredients import AverageError, Find, Ingredient
-from midjax.average.methods import GreedySoup, Interpolation, LastN, Soup
+from midjax.average import greedy, ingredients, merge, methods
 from midjax.model import architecture, sharding, transformer
 
 
@@ -27,7 +25,7 @@ class Average:
     """
 
     output: str
-    method: LastN | Soup | GreedySoup | Interpolation
+    method: methods.LastN | methods.Soup | methods.GreedySoup | methods.Interpolation
     mesh: sharding.Mesh
 
     def __post_init__(self) -> None:
@@ -43,7 +41,9 @@ Scorer = Callable[
 ]
 
 
-def run(config: Average, *, find: Find, scorer: Scorer) -> architecture.TransformerConfig:
+def run(
+    config: Average, *, find: ingredients.Find, scorer: Scorer
+) -> architecture.TransformerConfig:
     """Writes `output/checkpoints/<step>`, `output/average.json` and, where found, `tokenizer/`.
 
     Args:
@@ -59,7 +59,7 @@ def run(config: Average, *, find: Find, scorer: Scorer) -> architecture.Transfor
       CheckpointError: one is missing, damaged or out of reach; names it.
     """
     if taken := checkpoint.steps(config.output):
-        raise AverageError(
+        raise ingredients.AverageError(
             f"{config.output} holds the checkpoints {taken} already. Name another folder, or "
             "delete it."
         )
@@ -67,30 +67,51 @@ def run(config: Average, *, find: Find, scorer: Scorer) -> architecture.Transfor
     tokenizer_hash = ingredients.check(found)
     model, mesh = found[0].model, sharding.make(config.mesh)
     targets = _targets(model, mesh)
-    trials: list[greedy.Trial] = []
     log.say(f"average of {len(found)} checkpoints, {type(config.method).__name__}")
-    members = list(range(len(found)))
-    if isinstance(config.method, GreedySoup):
+    if isinstance(config.method, methods.GreedySoup):
         score = scorer(config, model, mesh, tokenizer_hash)
-        members, trials = greedy.choose(
-            [one.place for one in found],
-            lambda chosen: _mixed([found[i] for i in chosen], None, targets),
-            score,
-        )
-        weights = [1.0 / len(members)] * len(members)
+        members, trials = _greedy(found, targets, score)
+        weights = [1.0] * len(members)
     else:
-        weights = config.method.shares()
+        members, trials, weights = list(range(len(found))), [], config.method.parts()
     taken_up = [found[i] for i in members]
-    params = _mixed(taken_up, weights, targets)
-    record = {
+    record: dict[str, Any] = {
         "method": type(config.method).__name__,
         "step": max(one.step for one in taken_up),
         "ingredients": _record(taken_up, weights),
         "left out": [_name(one) for i, one in enumerate(found) if i not in members],
         "scored": [_trial(trial, found) for trial in trials],
     }
-    _write(config, model, params, record, tokenizer_hash=tokenizer_hash, found=taken_up, mesh=mesh)
+    with jax.set_mesh(mesh):
+        params = merge.mean(taken_up, weights, targets)
+        record["norm"] = _finite_norm(params, model)
+        record["tokenizer"] = _copy_tokenizer(taken_up, tokenizer_hash, config.output)
+        keep = checkpoint.Keep(every_steps=1, last=1, forever_every_steps=None)
+        with checkpoint.Store(config.output, keep) as store:
+            facts = _facts(model, record, tokenizer_hash)
+            store.save(record["step"], params=params, opt_state=None, data={}, facts=facts)
+    files.write_json(files.path(config.output) / "average.json", record)
+    _announce(taken_up, record, config.output)
     return model
+
+
+def _greedy(
+    found: Sequence[ingredients.Ingredient], targets: Any, score: greedy.Score
+) -> tuple[list[int], list[greedy.Trial]]:
+    def mixed(some: Sequence[int]) -> Any:
+        return merge.mean([found[i] for i in some], [1.0] * len(some), targets)
+
+    return greedy.choose([one.place for one in found], mixed, score)
+
+
+def _finite_norm(params: Any, model: architecture.TransformerConfig) -> float:
+    norm = trees.norms({"params": params})["params"]
+    if not math.isfinite(norm):
+        raise ingredients.AverageError(
+            f"The average is not finite (its norm is {norm}), though its ingredients are: its "
+            f"numbers are too large for {model.param_dtype}. Choose weights nearer to [0, 1]."
+        )
+    return norm
 
 
 def _targets(model: architecture.TransformerConfig, mesh: jax.sharding.Mesh) -> Any:
@@ -101,20 +122,18 @@ def _targets(model: architecture.TransformerConfig, mesh: jax.sharding.Mesh) -> 
     )
 
 
-def _mixed(found: Sequence[Ingredient], weights: Sequence[float] | None, targets: Any) -> Any:
-    return merge.mean(found, weights or [1.0 / len(found)] * len(found), targets)
-
-
-def _name(one: Ingredient) -> dict[str, Any]:
+def _name(one: ingredients.Ingredient) -> dict[str, Any]:
     return {"run": one.run, "step": one.step}
 
 
-def _record(found: Sequence[Ingredient], weights: Sequence[float]) -> list[dict[str, Any]]:
+def _record(
+    found: Sequence[ingredients.Ingredient], weights: Sequence[float]
+) -> list[dict[str, Any]]:
     """What the manifest keeps of each ingredient, so that it is known when that is gone."""
     return [
         _name(one)
         | {
-            "weight": weight,
+            "weight": weight / math.fsum(weights),
             "hash": one.hash,
             "stages, oldest first": checkpoint.lineage(one.run, one.step),
         }
@@ -122,7 +141,7 @@ def _record(found: Sequence[Ingredient], weights: Sequence[float]) -> list[dict[
     ]
 
 
-def _trial(trial: greedy.Trial, found: Sequence[Ingredient]) -> dict[str, Any]:
+def _trial(trial: greedy.Trial, found: Sequence[ingredients.Ingredient]) -> dict[str, Any]:
     return {
         "ingredients": [_name(found[i]) for i in trial.members],
         "bits per byte": trial.domains,
@@ -131,17 +150,11 @@ def _trial(trial: greedy.Trial, found: Sequence[Ingredient]) -> dict[str, Any]:
     }
 
 
-def _write(
-    config: Average,
-    model: architecture.TransformerConfig,
-    params: Any,
-    record: Mapping[str, Any],
-    *,
-    tokenizer_hash: str | None,
-    found: Sequence[Ingredient],
-    mesh: jax.sharding.Mesh,
-) -> None:
-    facts = {
+def _facts(
+    model: architecture.TransformerConfig, record: Mapping[str, Any], tokenizer_hash: str | None
+) -> dict[str, Any]:
+    """What the manifest says besides norms and digests; the keys are those of a run's own."""
+    return {
         "step": record["step"],
         "adam_count": None,
         "schedule_count": None,
@@ -157,29 +170,25 @@ def _write(
         },
         "versions": {"jax": jax.__version__},
     }
-    with jax.set_mesh(mesh):
-        norm = trees.norms({"params": params})["params"]
-        if not math.isfinite(norm):
-            raise AverageError(
-                f"The average is not finite (its norm is {norm}), though its ingredients are: its "
-                f"numbers exceed {model.param_dtype}. Choose weights nearer to [0, 1]."
-            )
-        tokenizer = _copy_tokenizer(found, tokenizer_hash, config.output)
-        keep = checkpoint.Keep(every_steps=1, last=1, forever_every_steps=None)
-        with checkpoint.Store(config.output, keep) as store:
-            store.save(record["step"], params=params, opt_state=None, data={}, facts=facts)
-    record = dict(record) | {"norm": norm, "tokenizer": tokenizer}
-    files.write_json(files.path(config.output) / "average.json", record)
+
+
+def _announce(
+    found: Sequence[ingredients.Ingredient], record: Mapping[str, Any], output: str
+) -> None:
     for one, kept in zip(found, record["ingredients"], strict=True):
-        log.say(
-            f"  {kept['weight']:.6g} of {one.place}: norm {one.manifest['norms']['params']:.6g}"
-        )
-    if tokenizer is None:
+        norm = one.manifest["norms"]["params"]
+        log.say(f"  {kept['weight']:.6g} of {one.place}: norm {norm:.6g}")
+    if record["tokenizer"] is None:
         log.say("  no run that it comes from holds the tokenizer's files: name them to export")
-    log.say(f"norm {norm:.6g}; written to {config.output}; average.json says what is in it")
+    log.say(
+        f"norm {record['norm']:.6g}; written to {output}; average.json says what is in it. "
+        "Parameters only: runs can start from it with Start.kind = 'weights'"
+    )
 
 
-def _copy_tokenizer(found: Sequence[Ingredient], wanted: str | None, output: str) -> str | None:
+def _copy_tokenizer(
+    found: Sequence[ingredients.Ingredient], wanted: str | None, output: str
+) -> str | None:
     """Copies tokenizer/ of the first ingredient, or forebear of one, that has it; says where from.
 
     An import has the folder; a run that started from one has not, and its lineage leads there.

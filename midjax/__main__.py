@@ -227,6 +227,40 @@ def _params(model: Any, run_dir: str, step: int, mesh: Any) -> Any:
     return checkpoint.restore(run_dir, step, {"params": target})["params"]
 
 
+def _average(arguments: list[str]) -> None:
+    root = _load("average", arguments)
+    from midjax import config
+    from midjax.average import recipe
+
+    model = recipe.run(root, find=_found, scorer=_scorer)
+    config.save(root, root.output)
+    config.save_model(model, root.output)
+
+
+def _scorer(root: Any, model: Any, mesh: Any, tokenizer_hash: str | None) -> Callable[[Any], Any]:
+    """Parameters -> bits per byte of each domain of a greedy soup, as `midjax eval` computes it."""
+    from midjax.evals import run
+
+    shared = ("tokens", "domains", "row_tokens", "batch_rows", "tokenizer")
+    settings = {name: getattr(root.method, name) for name in shared}
+    config = run.Eval(
+        name="average",
+        run=root.method.runs[0],
+        step=None,
+        mesh=root.mesh,
+        long=None,
+        samples=None,
+        **settings,
+    )
+    run.check(config, model, mesh, tokenizer_hash=tokenizer_hash)
+
+    def score(params: Any) -> dict[str, float | None]:
+        found = run.run(config, model, params, 0, mesh, tokenizer_hash=tokenizer_hash)
+        return {name: domain["bits_per_byte"] for name, domain in found["domains"].items()}
+
+    return score
+
+
 def _eval(arguments: list[str]) -> None:
     root = _load("eval", arguments)
     from midjax import log
@@ -334,6 +368,18 @@ resumed, whatever Start says (damaged ones are set aside, and it says so); other
 what the run begins from. The recipe must be the one that the run began with, but for run_dir,
 mesh, microbatches, checkpoint, model.remat and model.loss_chunk_tokens, and for the mixture: one
 that changed is a new stage from the next row on, and each source goes on where it was.""",
+    ),
+    "average": Verb(
+        _average,
+        "several checkpoints of one model -> one: last N, soups, interpolation",
+        """\
+  midjax average --gin_file=gin/recipes/average_last.gin
+
+Writes Average.output, a run directory like an import's: checkpoints/<step>/ with parameters only;
+average.json (ingredients, weights, hashes, what was scored); model.gin; config.json; tokenizer/ if
+a run that it comes from has it. eval and export read it like any run, and training starts from it
+with Start.run and Start.kind = 'weights'. Average.method is LastN (checkpoints of one run), Soup
+(ends of several), GreedySoup (those of them that lower the bits per byte) or Interpolation.""",
     ),
     "eval": Verb(
         _eval,

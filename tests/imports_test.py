@@ -26,7 +26,7 @@ TABLE: dict[str, set[str]] = {
     "model": BASE,
     "trees": set(),
     "checkpoint": BASE | {"trees"},
-    "average": BASE,
+    "average": BASE | {"model", "trees", "checkpoint"},
     "report": BASE,
     "launch": BASE,
     "curate": BASE | {"corpora"},

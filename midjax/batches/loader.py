@@ -16,6 +16,7 @@ import numpy as np
 from midjax.batches import batch as batch_lib
 from midjax.batches import pack, shards
 from midjax.mixture import order as order_lib
+from midjax.mixture import stages as stages_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ class Data:
     """
 
     sources: Mapping[str, Source]
-    mixture: order_lib.Mixture
+    mixture: stages_lib.Mixture
     row_tokens: int
     batch_rows: int
 
@@ -134,7 +135,7 @@ class Loader:
       data: sources and mixture.
       opened: `Opened(data)`.
       total_rows: rows of the run.
-      base_rows: see `Order`.
+      base_rows, past: see `Order`.
 
     Raises:
       ValueError: a source is empty or a cap is broken. Before any device work.
@@ -147,6 +148,7 @@ class Loader:
         *,
         total_rows: int,
         base_rows: Mapping[str, int] | None = None,
+        past: order_lib.Past = order_lib.NOTHING,
     ) -> None:
         self.data, self.names = data, opened.names
         self.order = order_lib.Order(
@@ -155,9 +157,11 @@ class Loader:
             row_tokens=data.row_tokens,
             total_rows=total_rows,
             base_rows=base_rows,
+            past=past,
         )
+        self._sources = {name: self._epochs(name, opened.rows[name]) for name in self.names}
         self._dataset = grain.MapDataset.select_from_datasets(
-            [self._epochs(name, opened.rows[name]) for name in self.names], self.order
+            list(self._sources.values()), self.order
         )
 
     def _epochs(self, name: str, rows: pack.Rows) -> grain.MapDataset:
@@ -169,12 +173,19 @@ class Loader:
         """Global row `index`, with `row_id`, its number in the source's plan."""
         return self._dataset[index]
 
+    def row_id(self, name: str, number: int) -> int:
+        """Which row of a source's plan its row `number`, counted over epochs, is."""
+        return int(self._sources[name][number]["row_id"])
+
     def last_rows(self, next_row: int, count: int = 8) -> list[list[Any]]:
         """[source, row in the source's plan] of the last `count` rows before `next_row`.
 
+        Fewer where the order begins later.
+
         What a resumed run compares: that the same indices still mean the same rows.
         """
-        rows = [self.row(index) for index in range(max(0, next_row - count), next_row)]
+        first = max(self.order.first_row, next_row - count)
+        rows = [self.row(index) for index in range(first, next_row)]
         return [[self.names[row["source"][0]], row["row_id"]] for row in rows]
 
     def batches(

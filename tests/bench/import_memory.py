@@ -87,7 +87,7 @@ def write() -> None:
         return 0.02 * rng.standard_normal(shape, np.float32)
 
     named = [
-        tensor_files.Named(t.name, t.shape, lambda t=t: make(t.shape))
+        tensor_files.Named(t.name, t.shape, lambda t=t: [make(t.shape)])
         for t in table.tensors(registry.family(MODEL.family), MODEL)
     ]
     tensor_files.write_shards(str(FOLDER), named, "bfloat16", max_shard_bytes=10**9)

@@ -111,6 +111,7 @@ def _by_device(
         for device, (local, key) in wanted.items():
             stacks[device] = put(stacks[device], jax.device_put(made[key], device), local)
         jax.block_until_ready([stacks[device] for device in wanted])
+        del found, made  # before the next one is read
     return jax.make_array_from_single_device_arrays(
         target.shape, target.sharding, list(stacks.values())
     )

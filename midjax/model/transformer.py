@@ -27,7 +27,7 @@ from flax import nnx
 from jax import ad_checkpoint
 from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray
 
-from midjax.model import architecture, context, layers, moe, remat, rope, sharding
+from midjax.model import architecture, documents, layers, moe, remat, rope, sharding
 
 Params = dict[str, Any]
 
@@ -302,23 +302,10 @@ def _turns(
         if turning not in made:
             lengths_BT = None
             if rope.needs_lengths(turning):
-                lengths_BT = _document_lengths(segments_BT, positions_BT)
+                lengths_BT = documents.lengths_on_mesh(segments_BT, positions_BT)
             made[turning] = rope.angles(turning, config.head_dim, positions_BT, lengths_BT)
         found[kind] = made[turning]
     return found
-
-
-def _document_lengths(
-    segments_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"]
-) -> Int[Array, "B T"]:
-    """`rope.document_lengths` of rows in the order that the mesh in force wants."""
-    length, shards = segments_BT.shape[1], context.shards(jax.sharding.get_abstract_mesh().shape)
-    if shards == 1:
-        return rope.document_lengths(segments_BT, positions_BT)
-    # A document is one run of places in natural order only.
-    back = context.natural(length, shards)
-    lengths_BT = rope.document_lengths(segments_BT[:, back], positions_BT[:, back])
-    return sharding.constrain(lengths_BT[:, context.order(length, shards)], ("batch", "length"))
 
 
 def hidden(

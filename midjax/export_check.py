@@ -12,6 +12,7 @@ import dataclasses
 import importlib.util
 import math
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from midjax import files
-from midjax.model import architecture, context, hf_check, sharding, transformer
+from midjax.model import architecture, by_layer, context, hf_check, sharding, transformer
 
 # transformers holds a model in float32; as much again is for ours, where a CPU is the device, and a
 # half for what both compute.
@@ -59,19 +60,25 @@ def logits(
       dtype: of the folder's tensors.
       tokens_BT: the text.
       mesh: from `sharding.make`. Weights are gathered and converted a layer at a time; where
-        transformers reads the folder and `dtype` is not that of params, they are copied to it.
+        transformers reads the folder and `dtype` is narrower than params, they are copied to it.
     """
     why_not = _without_transformers(transformer.parameter_count(config))
-    if why_not is not None:
-        want = on_mesh(config, params, tokens_BT, mesh)
-        found = on_mesh(hf_check.config_of(folder, config), params, tokens_BT, mesh)
-        return Compared(
-            reader="midjax", why_not=why_not, difference=float(np.abs(want - found).max())
-        )
-    rounded = jax.tree.map(lambda x: _rounded(x, dtype), params)
-    want = on_mesh(config, rounded, tokens_BT, mesh)
-    reader, found = _transformers(folder, tokens_BT)
-    return Compared(reader=reader, why_not=None, difference=float(np.abs(want - found).max()))
+    difference = np.float32(0)
+    with jax.default_matmul_precision("float32"):
+        if why_not is None:
+            params = jax.tree.map(lambda x: _rounded(x, dtype), params)
+            reader, whole_BTV = _transformers(folder, tokens_BT)
+        else:
+            reader, read = "midjax", hf_check.config_of(folder, config)
+            others = on_mesh(read, params, tokens_BT, mesh)
+        for begin, piece in on_mesh(config, params, tokens_BT, mesh):
+            if why_not is None:
+                other = whole_BTV[..., begin : begin + piece.shape[-1]]
+            else:
+                other = next(others)[1]
+            # Unlike max, it keeps what is not a number.
+            difference = np.maximum(difference, np.abs(piece - other).max())
+    return Compared(reader=reader, why_not=why_not, difference=float(difference))
 
 
 def _rounded(leaf: Any, dtype: architecture.Dtype) -> Any:
@@ -111,8 +118,8 @@ def on_mesh(
     params: transformer.Params,
     tokens_BT: Int[np.ndarray, "B T"],
     mesh: jax.sharding.Mesh,
-) -> Float[np.ndarray, "B T V"]:
-    """Logits in float32 throughout, of parameters on a mesh."""
+) -> Iterator[tuple[int, Float[np.ndarray, "B T n"]]]:
+    """Logits in float32 throughout, of parameters on a mesh: (first token, n logits) at a time."""
     # Any length, which the TPU's attention kernel does not take.
     exact = dataclasses.replace(
         config, compute_dtype="float32", head_dtype=None, remat="none", attention_kernel="blocked"
@@ -125,12 +132,9 @@ def on_mesh(
     padded_BT[:rows, :length], segments_BT[:rows, :length] = tokens_BT, 1
     positions_BT = np.broadcast_to(np.arange(padded_BT.shape[1], dtype=np.int32), padded_BT.shape)
     given = context.arrange((padded_BT, segments_BT, positions_BT), mesh.shape)
-    placed = jax.device_put(given, sharding.batch(mesh, len(padded_BT)))
-    apply = jax.jit(transformer.apply, static_argnums=0)
-    with jax.set_mesh(mesh), jax.default_matmul_precision("float32"):
-        found_BTV = np.asarray(apply(exact, params, *placed))
+    hidden_BTD = by_layer.hidden(exact, params, given[0], given[1], given[2], mesh)
     natural = context.natural(padded_BT.shape[1], context.shards(mesh.shape))
-    return found_BTV[:rows, natural[:length]]
+    return by_layer.logits(exact, params, hidden_BTD[:rows, natural[:length]])
 
 
 def _transformers(

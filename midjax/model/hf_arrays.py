@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from midjax.model import tensor_files, transformer
+from midjax.model import sharding, tensor_files, transformer
 from midjax.model.families import table
 
 # Rows are read in pieces of this size, so that a tensor and its conversion are never both whole.
@@ -62,7 +62,8 @@ def _one(parts: list[Place], target: Any, reader: tensor_files.Reader) -> jax.Ar
     axes = len(first.index)
     by_index = {place.part.index: place for place in parts}
     if _splits(target, axes):
-        return _by_device(by_index, axes, target, reader)
+        with sharding.no_mesh():
+            return _by_device(by_index, axes, target, reader)
 
     def empty() -> jax.Array:
         return jnp.zeros(target.shape, dtype)
@@ -125,11 +126,11 @@ def _splits(target: Any, axes: int) -> bool:
 
 def _inner(target: Any, axes: int) -> Any:
     """The target without its first axes, which are not split."""
-    sharding = target.sharding
-    if isinstance(sharding, jax.sharding.NamedSharding):
-        spec = jax.sharding.PartitionSpec(*tuple(sharding.spec)[axes:])
-        sharding = jax.sharding.NamedSharding(sharding.mesh, spec)
-    return jax.ShapeDtypeStruct(target.shape[axes:], target.dtype, sharding=sharding)
+    place = target.sharding
+    if isinstance(place, jax.sharding.NamedSharding):
+        spec = jax.sharding.PartitionSpec(*tuple(place.spec)[axes:])
+        place = jax.sharding.NamedSharding(place.mesh, spec)
+    return jax.ShapeDtypeStruct(target.shape[axes:], target.dtype, sharding=place)
 
 
 def _on_devices(target: Any, make: Callable[[list[Index]], list[np.ndarray]]) -> jax.Array:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from midjax.model import transformer
+from midjax.model import sharding, transformer
 from midjax.model.families import table
 
 # Of a piece, before it is converted.
@@ -76,7 +76,8 @@ def ours(array: Any, part: table.Part, begin: int, end: int) -> np.ndarray:
         if not all(both):
             continue
         starts = [r.start - low for r, (low, _, _) in zip(both, held, strict=True)]
-        piece = jax.lax.dynamic_slice(shard.data, starts, [len(r) for r in both])
+        with sharding.no_mesh():
+            piece = jax.lax.dynamic_slice(shard.data, starts, [len(r) for r in both])
         target = tuple(
             slice(r.start - w.start, r.stop - w.start) for r, w in zip(both, wanted, strict=True)
         )

@@ -50,7 +50,8 @@ def placed(folder: str, sizes: dict[str, int]):
     targets = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
     )
-    return *hf.load(folder, targets=targets), mesh
+    with jax.set_mesh(sharding.make(mesh)):  # as an import has it
+        return *hf.load(folder, targets=targets), mesh
 
 
 def peak_bytes(work) -> int:

@@ -53,6 +53,8 @@ def hidden(
             kind = config.layer_type(layer), config.has_experts(layer)
             alike = kinds.setdefault(kind, layer)
             x_BTD = _layer(config, alike, segments_BT, positions_BT, x_BTD, weights)
+            # Otherwise the host would run ahead, and the weights of many layers would be copied.
+            x_BTD.block_until_ready()
         ends = {name: leaf for name, leaf in params.items() if name != "layers"}
         return np.asarray(_end(config, ends, x_BTD))
 

@@ -131,7 +131,8 @@ def measured(code: str, *arguments: str, devices: int = 1) -> float:
     """Gigabytes beyond the parameters."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
+        "--xla_cpu_collective_call_terminate_timeout_seconds=900",
     }
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],

@@ -23,6 +23,8 @@ def shortened(line):
         extra.append(DECAYS["anneal"])
         if "midtrain" in recipe:
             extra.append("--gin.target/Stage.start_tokens=3_072")
+    if verb == "eval" and "stories" in recipe:
+        extra.append('--gin.Eval.domains=("prose",)')
     if verb == "train" and "stories" in recipe:
         extra.append("--gin.Schedule.decay_steps=3")
     if verb == "train" and "extend" in recipe:
@@ -37,7 +39,9 @@ def output(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         demo.run([], lambda line: cli.main(shortened(line)))
-        demo.run([], lambda line: cli.main(shortened(line)))  # twice in a row: all is kept
+        # Twice in a row: all is kept. What only reads is done again, and need not be here.
+        kept = ("tokenize", "train", "import")
+        demo.run([], lambda line: cli.main(shortened(line)) if line[0] in kept else 0)
     return folder / demo.OUTPUT
 
 
@@ -62,19 +66,13 @@ def test_evals_name_every_domain(output):
 
 
 def test_a_model_of_others_is_mid_trained(output):
-    """Pretrained on children's stories: better than none on prose, and no better than that on code.
-
-    Trained for 60 updates, not three, it comes down to 2.3, 3.0 and 2.3 bits per byte.
-    """
+    """Pretrained on children's stories. After 60 updates, not three, it needs 2.30 bits per byte."""
     bits = {}
     for run, name in (("stories260K", "before"), ("stories", "after")):
         result = json.loads((output / run / "eval" / f"{name}.json").read_text())
-        bits[name] = {k: domain["bits_per_byte"] for k, domain in result["domains"].items()}
+        bits[name] = result["domains"]["prose"]["bits_per_byte"]
         assert result["samples"][0]["prompt"].startswith("Once upon a time")
-    assert bits["before"] == pytest.approx(
-        {"prose": 2.673, "code": 6.580, "maths": 3.652}, abs=2e-3
-    )
-    assert all(bits["after"][domain] < bits["before"][domain] for domain in bits["before"])
+    assert bits["before"] == pytest.approx(2.673, abs=2e-3) and bits["after"] < bits["before"]
     assert "stories260K" in (output / "stories.html").read_text()
 
 

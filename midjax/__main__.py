@@ -263,7 +263,7 @@ VERBS = {
   midjax demo [--fresh]
 
 Runs, in this process, the verbs below with the recipes gin/recipes/demo_*.gin and prints each
-command before it runs. Takes about 3 minutes on 2 quiet CPU cores. What is finished is kept: the
+command before it runs. Takes 3 to 4 minutes on 2 quiet CPU cores. What is finished is kept: the
 same command goes on after an interruption, and --fresh starts over.
 Ends with 60 updates of a model that others pretrained, llama2.c's stories260K.
 Writes build/demo/: report.html, stories.html, export/ (a Hugging Face folder), tokens/ and the

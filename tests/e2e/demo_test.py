@@ -66,7 +66,7 @@ def test_evals_name_every_domain(output):
 
 
 def test_a_model_of_others_is_mid_trained(output):
-    """Pretrained on children's stories. After 60 updates, not three, it needs 2.30 bits per byte."""
+    """Pretrained on children's stories. After 60 updates, not 3, it needs 2.30 bits per byte."""
     bits = {}
     for run, name in (("stories260K", "before"), ("stories", "after")):
         result = json.loads((output / run / "eval" / f"{name}.json").read_text())

@@ -36,7 +36,8 @@ TABLE: dict[str, set[str]] = {
     "train": BASE | {"mixture", "batches", "model", "trees", "checkpoint", "average", "evals"},
     "search": BASE | {"train", "evals", "mixture"},
     "plan": BASE | {"model", "checkpoint", "train"},
-    "export": BASE | {"model", "checkpoint"},
+    "export": BASE | {"model", "checkpoint", "export_check"},
+    "export_check": BASE | {"model"},
     "importing": BASE | {"model", "trees", "checkpoint"},
     "strict": BASE,
     "config": BASE | {"strict"},
@@ -46,10 +47,10 @@ ONE_OWNER = {
     "gin": {"config"},
     "orbax": {"checkpoint"},
     "flax": {"model"},
-    "transformers": {"export"},
+    "transformers": {"export_check"},
     "tokenizers": {"batches.tokenize", "export", "evals", "importing.llama2c_tokenizer"},
     "safetensors": {"model.tensor_files"},
-    "torch": {"export"},
+    "torch": {"export_check"},
 }
 NEVER_AT_MODULE_LEVEL = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio", "torch"}
 NEVER = {"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve"}

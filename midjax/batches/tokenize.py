@@ -11,7 +11,7 @@ import tokenizers
 
 from midjax import files, log, units
 from midjax.batches import shards
-from midjax.corpora import text
+from midjax.corpora import formats, reading, text
 
 # Documents handed to the tokenizer's threads at once.
 _BATCH_DOCUMENTS = 256
@@ -53,7 +53,7 @@ def run(config: Tokenize) -> dict[str, dict[str, Any]]:
     manifests = {}
     for name, source in sorted(config.sources.items()):
         folder = str(files.path(config.output) / name)
-        inputs = {file: files.sha256_of(file) for file in files.match(source.path)}
+        inputs = {unit.key: unit.fingerprint() for unit in source.units()}
         wanted = facts | {
             "source": name,
             "inputs": inputs,
@@ -117,12 +117,21 @@ def _write(
     tokenizer: tokenizers.Tokenizer,
     facts: dict[str, Any],
 ) -> dict[str, Any]:
-    tally = text.Tally()
-    total_bytes = sum(files.path(file).stat().length for file in facts["inputs"])
+    tally = reading.Tally()
+    total_bytes = sum(unit.size_bytes for unit in source.units())
+    special = frozenset(t.content for t in tokenizer.get_added_tokens_decoder().values())
+    known = formats.TokenizerFacts(
+        special_tokens=special,
+        bos_token=config.bos_token,
+        eos_token=config.eos_token,
+        chat_template=None,
+    )
     with log.Progress(f"tokenize {name}", None) as progress:
 
         def documents() -> Iterator[tuple[str, int, np.ndarray]]:
-            found = source.documents(name, tally)
+            found = itertools.chain.from_iterable(
+                source.documents(name, unit, tally, known) for unit in source.units()
+            )
             for batch in _encoded(found, tokenizer, facts["bos_id"], facts["eos_id"]):
                 yield from batch
                 tokens = sum(len(ids) for _, _, ids in batch)

@@ -119,9 +119,9 @@ def _write(
 ) -> dict[str, Any]:
     tally = reading.Tally()
     total_bytes = sum(unit.size_bytes for unit in source.units())
-    special = frozenset(t.content for t in tokenizer.get_added_tokens_decoder().values())
+    added = tokenizer.get_added_tokens_decoder().values()
     known = formats.TokenizerFacts(
-        special_tokens=special,
+        special_tokens=frozenset(token.content for token in added if token.special),
         bos_token=config.bos_token,
         eos_token=config.eos_token,
         chat_template=None,

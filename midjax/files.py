@@ -85,6 +85,16 @@ def match_with_names(pattern: str) -> list[tuple[str, str]]:
     return [(name, "/".join(name.split("/")[-1 - depth :])) for name in found]
 
 
+def require_local(name: str, what: str) -> None:
+    """Refuses a path in a bucket, for what is read by a library that knows local files only.
+
+    Raises:
+      ValueError: says to copy.
+    """
+    if "://" in name:
+        raise ValueError(f"{what} reads local files only, got {name}. Copy them here first.")
+
+
 def write_bytes(name: str | os.PathLike[str], data: bytes) -> None:
     """Writes a whole file or nothing: no reader sees half, a crash leaves the old one."""
     target = path(name)

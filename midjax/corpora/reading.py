@@ -10,16 +10,21 @@ characters bear loss.
 
 import collections
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from midjax import files, types
-from midjax.corpora import formats
+from midjax.corpora import chat, fim, formats
 
 # What a reader's `format` may be.
-Format = formats.Text
+Format = formats.Text | formats.Template | formats.QuestionAnswer | chat.Chat | fim.FillInTheMiddle
+# A larger input is cut into units of about this size, where its kind allows it.
+CUT_BYTES = 64 * 1024 * 1024
 # Of a drop's place, in a tally.
 _WHERE_CHARACTERS = 300
 
@@ -51,9 +56,23 @@ class Unit:
         """
         digest = hashlib.sha256()
         for name, begin, end in self.pieces:
-            digest.update(f"{begin}:{end};".encode())
-            files.hash_range(digest, name, begin, end)
+            digest.update(_digest(name, begin, end))
         return digest.hexdigest()
+
+
+def _digest(name: str, begin: int, end: int | None) -> bytes:
+    whole = begin == 0 and end is None
+    if whole and "://" not in name and (status := os.stat(name)).st_size > CUT_BYTES:
+        # All the units of a file that is cut by index depend on all of its bytes.
+        return _digest_of_large_file(name, status.st_size, status.st_mtime_ns)
+    digest = hashlib.sha256()
+    files.hash_range(digest, name, begin, end)
+    return digest.digest()
+
+
+@functools.lru_cache(maxsize=1024)
+def _digest_of_large_file(name: str, size: int, mtime_ns: int) -> bytes:
+    return bytes.fromhex(files.sha256_of(name))
 
 
 class Tally:
@@ -130,8 +149,7 @@ def check_budget(source: str, tally: Tally, max_bad_records: int) -> None:
         )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Found:
+class Found(NamedTuple):
     """What a reader found at one place.
 
     Attributes:
@@ -206,11 +224,31 @@ class Reader:
             try:
                 document = self._document(source, found, render, used)
             except formats.Drop as drop:
-                tally.drop(str(drop), found.where)
+                detail = f" ({drop.detail})" if drop.detail else ""
+                tally.drop(drop.reason, found.where + detail)
                 check_budget(source, tally, self.max_bad_records)
             else:
                 tally.documents += 1
                 yield document
+
+    def columns_of(
+        self, name: str, there: Sequence[str], wanted: Sequence[str] | None
+    ) -> list[str]:
+        """Columns of a table to read: what the text and the id are made of, and `wanted`.
+
+        Raises:
+          ValueError: the table `name` has none of those that the text is made of, or not another.
+        """
+        used = self.format.fields()
+        if not used & set(there):
+            raise ValueError(
+                f"{name} has no column {' or '.join(map(repr, sorted(used)))}; it has {there}. "
+                "Name the right fields, or leave this file out of the path."
+            )
+        others = {*(wanted or ()), *([] if self.id_field is None else [self.id_field])}
+        if missing := sorted(others - set(there)):
+            raise ValueError(f"{name} has no column {missing[0]!r}; it has {there}.")
+        return [column for column in there if wanted is None or column in used | others]
 
     def _document(
         self, source: str, found: Found, render: formats.Render, used: frozenset[str]
@@ -227,6 +265,8 @@ class Reader:
         text = render(record, key)
         if not text.text.strip():
             raise formats.Drop("empty text")
+        if len(text.text) > files.MAX_LINE_BYTES:
+            raise formats.Drop(f"longer than {files.MAX_LINE_BYTES} bytes")
         try:
             text.text.encode()
         except UnicodeEncodeError:  # JSON may spell a lone surrogate, which no UTF-8 text holds
@@ -273,3 +313,10 @@ def parse_object(data: bytes) -> tuple[dict[str, Any] | None, str]:
     except (ValueError, RecursionError):  # ValueError: of numbers with too many digits as well
         return None, "not JSON"
     return (record, "") if isinstance(record, dict) else (None, "not an object")
+
+
+def cut(count: int, size_bytes: int) -> Iterator[tuple[int, int]]:
+    """Ranges [begin, end) that cover 0..count, each of about `CUT_BYTES` of `size_bytes`."""
+    parts = min(count, -(-size_bytes // CUT_BYTES)) or 1
+    bounds = [count * part // parts for part in range(parts + 1)]
+    yield from itertools.pairwise(bounds)

@@ -9,9 +9,6 @@ from typing import Any
 from midjax import files
 from midjax.corpora import reading
 
-# Plain files above this are cut at line ends, so that several processes read them.
-CUT_BYTES = 64 * 1024 * 1024
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JsonLines(reading.Reader):
@@ -113,8 +110,8 @@ def _units(pattern: str, *, cut: bool) -> Iterator[reading.Unit]:
     for name, short in files.match_with_names(pattern):
         size = files.size(name)
         ranges: list[tuple[int, int | None]] = [(0, None)]
-        if cut and size > CUT_BYTES and not files.is_compressed(name):
-            ranges = list(files.cut_at_lines(name, CUT_BYTES))
+        if cut and size > reading.CUT_BYTES and not files.is_compressed(name):
+            ranges = list(files.cut_at_lines(name, reading.CUT_BYTES))
         for begin, end in ranges:
             yield reading.Unit(
                 key=f"{short}@{begin}" if begin else short,

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from midjax import types, units
-from midjax.batches import encoders
+from midjax.batches import encoders, pieces
 
 # Fewer are little more than bytes: English has 4 to 5, and bytes alone have 1.
 LEAST_BYTES_PER_TOKEN = 1.5
@@ -145,7 +145,7 @@ class Lint:
         self._leads = {
             lead: {s[:2] for s in strings if s[0] == lead} for lead in {s[0] for s in strings}
         }
-        self._poor_matters = not isinstance(vocabulary, encoders.Bytes)
+        self._poor_matters = not isinstance(vocabulary, pieces.Bytes)
         self._counts = Counts()
 
     def take(self) -> dict[str, Any]:

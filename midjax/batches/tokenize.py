@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from midjax import files, log, units
-from midjax.batches import encoders, lint, parts, shards, workers
-from midjax.batches import vocabulary as vocabulary_lib
-from midjax.corpora import reading, text
+from midjax.batches import lint, parts, seqio, shards, vocabulary, workers
+from midjax.corpora import chat, reading, sources
+from midjax.corpora import seqio as seqio_lib
 
 _LOCK = ".tokenize.lock"
 
@@ -26,17 +26,17 @@ class Tokenize:
     """Tokenizes each source into `output/<name>`.
 
     Attributes:
-      sources: name -> where its documents are.
-      tokenizer: of the model that will read the tokens.
+      sources: name -> where its documents are. A seqio Mixture stands for its Tasks: they become
+        `name/task`, and `output/name/mixture.gin` has their rates as weights.
+      tokenizer: of the model that will read the tokens. None where all sources are seqio's, which
+        bring their own.
       output: folder of token folders.
       shard_tokens: tokens per shard file.
       processes: that read and tokenize at once; None is one per processor.
     """
 
-    sources: Mapping[str, text.JsonLines | text.PlainText]
-    tokenizer: (
-        vocabulary_lib.FastTokenizer | vocabulary_lib.SentencePiece | vocabulary_lib.ByteTokenizer
-    )
+    sources: Mapping[str, sources.Source]
+    tokenizer: vocabulary.Tokenizer | None
     output: str
     shard_tokens: int
     processes: int | None = None
@@ -59,31 +59,33 @@ def run(config: Tokenize) -> dict[str, dict[str, Any]]:
       ValueError: what is given does not fit; `output` holds tokens of another tokenizer, or another
         process writes there.
     """
-    vocabulary = config.tokenizer.open()
-    with _only_writer(config.output):
-        _refuse_other_tokenizers(config, vocabulary)
-        todo = []
-        manifests = {}
-        for name, reader in sorted(config.sources.items()):
-            source = _Source(config, name, reader, vocabulary)
-            manifest = source.finished()
-            if manifest is None:
-                todo.append(source)
-            else:
-                manifests[name] = manifest
+    made = {
+        name: _Source(config, name, reader)
+        for name, reader in sorted(seqio.expand(config.sources).items())
+    }
+    _refuse_different({name: source.tokenizer_hash for name, source in made.items()})
+    with _only_writer(config.output) as lock:
+        _refuse_other_tokenizers(config.output, made)
+        manifests = {name: source.finished() for name, source in made.items()}
+        todo = [made[name] for name, manifest in manifests.items() if manifest is None]
         for source in todo:
             source.prepare()
-        manifests |= _make(config, todo)
-    return {name: manifests[name] for name in sorted(manifests)}
+        manifests |= _make(config, todo, lock)
+        for name, given in config.sources.items():
+            if isinstance(given, seqio_lib.SeqioMixture):
+                log.say(f"weights of {name}: {seqio.write_mixture(config.output, name, given)}")
+    return {name: manifest for name, manifest in manifests.items() if manifest is not None}
 
 
-def _make(config: Tokenize, sources: list["_Source"]) -> dict[str, dict[str, Any]]:
-    """Tokenizes sources that are not finished."""
-    by_name = {source.name: source for source in sources}
-    jobs = [job for source in sources for job in source.jobs(config)]
+def _make(config: Tokenize, todo: list["_Source"], lock: str | None) -> dict[str, Any]:
+    """Tokenizes sources that are not finished; returns their manifests."""
+    by_name = {source.name: source for source in todo}
+    jobs = [job for source in todo for job in source.jobs(config)]
     total_bytes = max(1, sum(job.unit.size_bytes for job in jobs))
     read = 0
     manifests = {}
+    if not jobs:
+        return {}
     with log.Progress("tokenize", None) as progress:
 
         def advance(tokens: int, read_bytes: int) -> None:
@@ -91,7 +93,7 @@ def _make(config: Tokenize, sources: list["_Source"]) -> dict[str, dict[str, Any
             read += read_bytes
             progress.advance(tokens, share=min(1.0, read / total_bytes))
 
-        for job, record in workers.run(jobs, config.processes, advance):
+        for job, record in workers.run(jobs, config.processes, lock, advance):
             source = by_name[job.source]
             if source.take(job.number, record):
                 manifests[source.name] = source.finish()
@@ -101,20 +103,26 @@ def _make(config: Tokenize, sources: list["_Source"]) -> dict[str, dict[str, Any
 class _Source:
     """One source of a run."""
 
-    def __init__(
-        self, config: Tokenize, name: str, reader: Any, vocabulary: encoders.Vocabulary
-    ) -> None:
-        self.name, self._reader, self._vocabulary = name, reader, vocabulary
+    def __init__(self, config: Tokenize, name: str, reader: sources.Reader) -> None:
+        self.name, self._reader = name, reader
         self.folder = str(files.path(config.output) / name)
+        self._tokenizer: workers.Tokenizer
+        if isinstance(reader, seqio_lib.SeqioTask):
+            self._tokenizer = seqio.tokenizer_of(reader)
+        elif config.tokenizer is not None:
+            self._tokenizer = config.tokenizer
+        else:
+            raise ValueError(f"Tokenize.tokenizer is None, and source {name!r} needs one.")
+        encoder = workers.opened(self._tokenizer)
+        self.tokenizer_hash = encoder.facts["tokenizer_hash"]
         self._units: list[reading.Unit] = reader.units()
         self._records: dict[int, dict[str, Any]] = {}
         self._tally = reading.Tally()
         # All that the tokens depend on, besides the input.
-        self._wanted = {
-            **vocabulary.facts,
-            "source": name,
-            "reader": _described(reader),
-        }
+        self._wanted = {**encoder.facts, "source": name, "reader": _described(reader)}
+        if isinstance(getattr(reader, "format", None), chat.Chat):
+            template = encoder.tokenizer_facts.chat_template or ""
+            self._wanted["chat_template"] = files.sha256(template.encode())
 
     def finished(self) -> dict[str, Any] | None:
         """The manifest of a folder that this run would make as it is; says where it would not."""
@@ -152,9 +160,8 @@ class _Source:
                 reader=self._reader,
                 unit=unit,
                 number=number,
-                tokenizer=config.tokenizer,
+                tokenizer=self._tokenizer,
                 depends=self._wanted,
-                vocab_size=self._wanted["vocab_size"],
                 shard_tokens=config.shard_tokens,
             )
 
@@ -223,41 +230,54 @@ def _described(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _refuse_other_tokenizers(config: Tokenize, vocabulary: encoders.Vocabulary) -> None:
+def _refuse_different(hashes: Mapping[str, str]) -> None:
+    """Sources of one run are of one tokenizer."""
+    if len(set(hashes.values())) > 1:
+        listed = ", ".join(f"{name}: {digest[:12]}" for name, digest in hashes.items())
+        raise ValueError(
+            f"The sources have different tokenizers (sha256 of each, {listed}): no run could mix "
+            "them. Give Tokenize.tokenizer the vocabulary of the seqio Tasks, or tokenize them "
+            "into a folder of their own."
+        )
+
+
+def _refuse_other_tokenizers(output: str, made: Mapping[str, "_Source"]) -> None:
     """Token folders that lie together are of one tokenizer."""
-    root = files.path(config.output)
-    mine = {str(root / name) for name in config.sources}
-    wanted = vocabulary.facts["tokenizer_hash"]
-    for place in sorted(root.rglob(shards.MANIFEST)) if root.exists() else ():
+    root = files.path(output)
+    mine = {source.folder for source in made.values()}
+    wanted = next(iter(made.values())).tokenizer_hash
+    # Names of sources have one slash at most, by custom; object stores do not look deeper at once.
+    depths = (f"*/{shards.MANIFEST}", f"*/*/{shards.MANIFEST}")
+    for place in sorted(place for depth in depths for place in root.glob(depth)):
         if str(place.parent) in mine:
             continue
         found = files.read_json(place).get("tokenizer_hash")
         if found not in (None, wanted):
             raise ValueError(
                 f"{place.parent} holds tokens of another tokenizer (sha256 {found[:12]}) than "
-                f"Tokenize.tokenizer (sha256 {wanted[:12]}): no run could mix them. Give "
-                "Tokenize.output another folder, or delete those."
+                f"this run's (sha256 {wanted[:12]}): no run could mix them. Give Tokenize.output "
+                "another folder, or delete that one."
             )
 
 
 @contextlib.contextmanager
-def _only_writer(output: str) -> Iterator[None]:
-    """Refuses a second process that writes to a folder; object stores have no such lock."""
-    if "://" in output:
-        yield
-        return
-    import fcntl
+def _only_writer(output: str) -> Iterator[str | None]:
+    """Refuses a second process that writes to a folder; object stores have no such lock.
 
+    Yields the lock file.
+    """
     root = files.path(output)
     root.mkdir(parents=True, exist_ok=True)
-    with (root / _LOCK).open("wb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"Another process is writing to {output}. Wait for it, or give Tokenize.output "
-                "another folder."
-            ) from None
-        except OSError:  # a file system without locks
-            pass
-        yield
+    if "://" in output:
+        yield None
+        return
+    lock = str(root / _LOCK)
+    try:
+        held = workers.own(lock)
+    except BlockingIOError:
+        raise ValueError(
+            f"Another process is writing to {output}. Wait for it, or give Tokenize.output "
+            "another folder."
+        ) from None
+    with held:
+        yield lock

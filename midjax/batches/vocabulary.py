@@ -9,7 +9,7 @@ format has begun with BOS or ended with EOS gets no second one.
 
 import dataclasses
 
-from midjax.batches import encoders
+from midjax.batches import encoders, pieces
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,14 +49,14 @@ class SentencePiece:
     add_bos: bool
     add_eos: bool
 
-    def open(self, threads: int | None = None) -> encoders.Pieces:
+    def open(self, threads: int | None = None) -> pieces.Pieces:
         """Loads it.
 
         Raises:
           FileNotFoundError: no model file there.
           ValueError: it is no model, or has no BOS or EOS though one is asked for.
         """
-        return encoders.Pieces(self.path, self.add_bos, self.add_eos, threads)
+        return pieces.Pieces(self.path, self.add_bos, self.add_eos, threads)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,10 +69,10 @@ class ByteTokenizer:
 
     add_eos: bool
 
-    def open(self, threads: int | None = None) -> encoders.Bytes:
+    def open(self, threads: int | None = None) -> pieces.Bytes:
         """Needs no file."""
         del threads
-        return encoders.Bytes(self.add_eos)
+        return pieces.Bytes(self.add_eos)
 
 
 Tokenizer = FastTokenizer | SentencePiece | ByteTokenizer

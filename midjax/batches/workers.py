@@ -8,6 +8,7 @@ Workers end with the process that started them, also when it is killed.
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -17,6 +18,7 @@ import multiprocessing.connection
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import process as process_pools
 from typing import Any
@@ -24,9 +26,8 @@ from typing import Any
 import numpy as np
 
 from midjax import files, types
-from midjax.batches import encoders, lint, parts
-from midjax.batches import vocabulary as vocabulary_lib
-from midjax.corpora import reading
+from midjax.batches import encoders, lint, parts, seqio, vocabulary
+from midjax.corpora import reading, sources
 
 # A batch for the tokenizer: enough for its threads, and small in memory. Encodings take 100 to 200
 # bytes per character while they are there.
@@ -35,7 +36,11 @@ _BATCH_CHARACTERS = 1_000_000
 # Calls of the tokenizer at once, where it has threads: one encodes while another's result is read.
 _ENCODING_THREADS = 2
 _POLL_SECONDS = 0.5
+_LOCK_POLLS = 10
 
+Tokenizer = vocabulary.Tokenizer | seqio.TaskTokenizer
+_Item = types.Document | types.TokenDocument
+_Pair = tuple[types.Document | None, types.TokenDocument]
 Advance = Callable[[int, int], None]  # told (tokens written, bytes read) since the last call
 
 
@@ -48,20 +53,18 @@ class Job:
       folder: token folder of the source; exists.
       reader: gives the unit's documents.
       unit, number: the unit, and its place in the source.
-      tokenizer: of the run; None where the reader gives tokens.
+      tokenizer: opened once in each process.
       depends: all that the tokens depend on besides the unit's content, as plain JSON.
-      vocab_size: gives the type of the ids.
       shard_tokens: see `Tokenize`.
     """
 
     source: str
     folder: str
-    reader: Any
+    reader: sources.Reader
     unit: reading.Unit
     number: int
-    tokenizer: vocabulary_lib.Tokenizer
+    tokenizer: Tokenizer
     depends: Mapping[str, Any]
-    vocab_size: int
     shard_tokens: int
 
 
@@ -71,12 +74,13 @@ def cpus() -> int:
 
 
 def run(
-    jobs: Sequence[Job], processes: int | None, advance: Advance
+    jobs: Sequence[Job], processes: int | None, lock: str | None, advance: Advance
 ) -> Iterator[tuple[Job, dict[str, Any]]]:
     """Does the jobs; yields each with the record of its unit as it is finished, in any order.
 
     Args:
       processes: None is as many as there are processors; never more than jobs.
+      lock: a file that this process holds; the workers share it.
 
     Raises:
       ChildProcessError: a worker was killed, for want of memory most likely.
@@ -86,14 +90,14 @@ def run(
     count = min(processes or cpus(), len(jobs))
     if count <= 1:
         for job in jobs:
-            yield job, do(job, _opened(job.tokenizer, None), _ENCODING_THREADS, advance)
+            yield job, do(job, opened(job.tokenizer), _ENCODING_THREADS, advance)
         return
     context = multiprocessing.get_context("spawn")
     stop, totals = context.Event(), context.RawArray("q", 2 * count)
     numbers = context.SimpleQueue()
     for number in range(count):
         numbers.put(number)
-    setup = (numbers, totals, stop, max(1, cpus() // count))
+    setup = (numbers, totals, stop, max(1, cpus() // count), lock)
     # The largest first, so that no process is left with one at the end.
     order = sorted(jobs, key=lambda job: (-job.unit.size_bytes, job.source, job.number))
     told = np.zeros(2, np.int64)
@@ -120,6 +124,45 @@ def run(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+# ---- who may write ----
+
+
+def own(lock: str) -> Any:
+    """Waits a little until no other process holds a lock file, then holds it with its workers.
+
+    Returns what to close at the end; it is also let go when this process is killed.
+
+    Raises:
+      BlockingIOError: another process holds it.
+    """
+    import fcntl
+
+    file = open(lock, "wb")  # noqa: SIM115
+    for _ in range(_LOCK_POLLS):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:  # the workers of a process that was killed may be ending
+            time.sleep(_POLL_SECONDS)
+        except OSError:  # a file system without locks
+            return file
+    else:
+        file.close()
+        raise BlockingIOError(f"{lock} is held by another process.")
+    fcntl.flock(file, fcntl.LOCK_SH)
+    return file
+
+
+def share(lock: str) -> Any:
+    """Holds a lock file with the process that owns it."""
+    import fcntl
+
+    file = open(lock, "wb")  # noqa: SIM115
+    with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_SH)
+    return file
+
+
 # ---- in a worker ----
 
 
@@ -130,7 +173,7 @@ class _Stopped(Exception):
 _worker: dict[str, Any] = {}  # of this process: set by `_begin`
 
 
-def _begin(numbers: Any, totals: Any, stop: Any, threads: int) -> None:
+def _begin(numbers: Any, totals: Any, stop: Any, threads: int, lock: str | None) -> None:
     """Sets a worker process up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and tells us to stop
     parent = multiprocessing.parent_process()
@@ -143,8 +186,9 @@ def _begin(numbers: Any, totals: Any, stop: Any, threads: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
-    number = numbers.get()
-    _worker.update(number=number, totals=totals, stop=stop, threads=threads)
+    if lock is not None:
+        _worker["lock"] = share(lock)
+    _worker.update(number=numbers.get(), totals=totals, stop=stop, threads=threads)
 
 
 def _work(job: Job) -> dict[str, Any]:
@@ -158,15 +202,16 @@ def _work(job: Job) -> dict[str, Any]:
 
     threads = _worker["threads"]
     calls = _ENCODING_THREADS if threads > 1 else 1
-    return do(job, _opened(job.tokenizer, threads), calls, advance)
+    return do(job, opened(job.tokenizer, threads), calls, advance)
 
 
-@functools.lru_cache(maxsize=1)
-def _opened(tokenizer: vocabulary_lib.Tokenizer, threads: int | None) -> encoders.Vocabulary:
+@functools.lru_cache(maxsize=4)
+def opened(tokenizer: Tokenizer, threads: int | None = None) -> encoders.Vocabulary:
+    """`tokenizer.open(threads)`, once for many units."""
     return tokenizer.open(threads)
 
 
-def do(job: Job, vocabulary: encoders.Vocabulary, calls: int, advance: Advance) -> dict[str, Any]:
+def do(job: Job, encoder: encoders.Vocabulary, calls: int, advance: Advance) -> dict[str, Any]:
     """Makes the parts of one unit, from where an earlier run left them.
 
     Args:
@@ -178,12 +223,12 @@ def do(job: Job, vocabulary: encoders.Vocabulary, calls: int, advance: Advance) 
     fingerprint = job.unit.fingerprint()
     depends = [parts.FORMAT, job.depends, job.unit.key, fingerprint, job.shard_tokens]
     key = files.sha256(json.dumps(depends, sort_keys=True).encode())
-    counting = lint.Lint(vocabulary)
+    counting = lint.Lint(encoder)
     writer = parts.PartWriter(
         job.folder,
         job.number,
         key=key,
-        dtype=parts.token_dtype(job.vocab_size),
+        dtype=parts.token_dtype(encoder.facts["vocab_size"]),
         shard_tokens=job.shard_tokens,
         notes=counting.take,
     )
@@ -193,14 +238,14 @@ def do(job: Job, vocabulary: encoders.Vocabulary, calls: int, advance: Advance) 
         advance(0, job.unit.size_bytes)
         return old | {"kept": kept}
     tally = reading.Tally()
-    documents = job.reader.documents(job.source, job.unit, tally, vocabulary.tokenizer_facts)
-    fresh = itertools.islice(documents, kept, None)
+    documents = job.reader.documents(job.source, job.unit, tally, encoder.tokenizer_facts)
+    fresh: Iterator[_Item] = itertools.islice(documents, kept, None)
     read_bytes = 0
-    for batch, encoded in _encoded(_batches(fresh), vocabulary, calls):
-        for document, tokens in zip(batch, encoded, strict=True):
+    for batch in _encoded(_batches(fresh), encoder, calls):
+        for document, tokens in batch:
             counting.see(document, tokens)
             writer.add(tokens.id, tokens.text_bytes, tokens.tokens, tokens.loss)
-        advance(sum(len(tokens.tokens) for tokens in encoded), tally.read_bytes - read_bytes)
+        advance(sum(len(tokens.tokens) for _, tokens in batch), tally.read_bytes - read_bytes)
         read_bytes = tally.read_bytes
     record = {"unit": job.unit.key, "fingerprint": fingerprint, "tally": tally.to_json()}
     count = writer.close(record)
@@ -208,38 +253,40 @@ def do(job: Job, vocabulary: encoders.Vocabulary, calls: int, advance: Advance) 
     return record | {"parts": count, "kept": kept}
 
 
-def _batches(documents: Iterable[types.Document]) -> Iterator[list[types.Document]]:
-    batch: list[types.Document] = []
-    characters = 0
+def _batches(documents: Iterable[_Item]) -> Iterator[list[_Item]]:
+    batch: list[_Item] = []
+    size = 0
     for document in documents:
         batch.append(document)
-        characters += len(document.text)
-        if len(batch) >= _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
+        size += len(document.text if isinstance(document, types.Document) else document.tokens)
+        if len(batch) >= _BATCH_DOCUMENTS or size >= _BATCH_CHARACTERS:
             yield batch
-            batch, characters = [], 0
+            batch, size = [], 0
     if batch:
         yield batch
 
 
-_Pair = tuple[list[types.Document], list[types.TokenDocument]]
-
-
 def _encoded(
-    batches: Iterable[list[types.Document]], vocabulary: encoders.Vocabulary, calls: int
-) -> Iterator[_Pair]:
+    batches: Iterable[list[_Item]], encoder: encoders.Vocabulary, calls: int
+) -> Iterator[list[_Pair]]:
     """Batches with their tokens, in order; a few are encoded ahead where calls go on at once."""
     if calls == 1:
         for batch in batches:
-            yield batch, vocabulary.encode(batch)
+            yield _encode(batch, encoder)
         return
-    window: collections.deque[tuple[list[types.Document], concurrent.futures.Future]]
-    window = collections.deque()
+    window: collections.deque[concurrent.futures.Future] = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(calls) as pool:
         for batch in batches:
-            window.append((batch, pool.submit(vocabulary.encode, batch)))
+            window.append(pool.submit(_encode, batch, encoder))
             if len(window) > calls:
-                first, future = window.popleft()
-                yield first, future.result()
+                yield window.popleft().result()
         while window:
-            first, future = window.popleft()
-            yield first, future.result()
+            yield window.popleft().result()
+
+
+def _encode(batch: list[_Item], encoder: encoders.Vocabulary) -> list[_Pair]:
+    texts = [item for item in batch if isinstance(item, types.Document)]
+    if not texts:
+        return [(None, item) for item in batch if isinstance(item, types.TokenDocument)]
+    assert len(texts) == len(batch), "a reader gives documents of one kind"
+    return list(zip(texts, encoder.encode(texts), strict=True))

@@ -51,6 +51,12 @@ def part_records(folder: str, units: Sequence[int]) -> Iterator[dict[str, Any]]:
             yield files.read_json(root / name_of("part", unit, part, ".json"))
 
 
+def keys(folder: str) -> set[str]:
+    """The keys of all parts and units that an unfinished run left."""
+    places = files.path(folder).glob("*-*.json")
+    return {files.read_json(place)["key"] for place in places if _is_work(place.name)}
+
+
 def clear(folder: str) -> None:
     """Removes a token folder's files, and what an interrupted run left there.
 

@@ -188,6 +188,8 @@ def _begin(numbers: Any, totals: Any, stop: Any, threads: int, lock: str | None)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     if lock is not None:
         _worker["lock"] = share(lock)
+    if multiprocessing.connection.wait([parent.sentinel], timeout=0):
+        os._exit(1)  # the parent ended before we held the lock: another may write by now
     _worker.update(number=numbers.get(), totals=totals, stop=stop, threads=threads)
 
 
@@ -211,6 +213,15 @@ def opened(tokenizer: Tokenizer, threads: int | None = None) -> encoders.Vocabul
     return tokenizer.open(threads)
 
 
+def _hash(value: Any) -> str:
+    return files.sha256(json.dumps(value, sort_keys=True).encode())
+
+
+def settings_key(depends: Mapping[str, Any], shard_tokens: int) -> str:
+    """What the keys of all parts of a source begin with."""
+    return _hash([parts.FORMAT, depends, shard_tokens])
+
+
 def do(job: Job, encoder: encoders.Vocabulary, calls: int, advance: Advance) -> dict[str, Any]:
     """Makes the parts of one unit, from where an earlier run left them.
 
@@ -221,8 +232,7 @@ def do(job: Job, encoder: encoders.Vocabulary, calls: int, advance: Advance) -> 
       The unit's record: parts, fingerprint, tally, kept (documents that were there).
     """
     fingerprint = job.unit.fingerprint()
-    depends = [parts.FORMAT, job.depends, job.unit.key, fingerprint, job.shard_tokens]
-    key = files.sha256(json.dumps(depends, sort_keys=True).encode())
+    key = settings_key(job.depends, job.shard_tokens) + _hash([job.unit.key, fingerprint])
     counting = lint.Lint(encoder)
     writer = parts.PartWriter(
         job.folder,

@@ -17,6 +17,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -102,7 +103,8 @@ def run(
     order = sorted(jobs, key=lambda job: (-job.unit.size_bytes, job.source, job.number))
     told = np.zeros(2, np.int64)
     with process_pools.ProcessPoolExecutor(count, context, _begin, setup) as pool:
-        waiting = {pool.submit(_work, job): job for job in order}
+        with _without_main():
+            waiting = {pool.submit(_work, job): job for job in order}
         try:
             while waiting:
                 done, _ = concurrent.futures.wait(
@@ -122,6 +124,24 @@ def run(
         finally:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Processes that start meanwhile do not import the program's main module.
+
+    Ours need nothing of it; its imports may be heavy, and a script that does not guard its last
+    lines with `if __name__ == "__main__"` would start itself again.
+    """
+    main = sys.modules["__main__"]
+    hidden = {name: vars(main)[name] for name in ("__spec__", "__file__") if name in vars(main)}
+    for name in hidden:
+        setattr(main, name, None)
+    try:
+        yield
+    finally:
+        for name, value in hidden.items():
+            setattr(main, name, value)
 
 
 # ---- who may write ----

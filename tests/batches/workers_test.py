@@ -4,7 +4,10 @@
 import json
 import multiprocessing
 import os
+import pathlib
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -110,3 +113,30 @@ def test_the_lock_is_shared_with_workers_and_refused_to_others(tmp_path, monkeyp
         workers.own(lock)
     worker.close()
     workers.own(lock).close()
+
+
+def test_a_script_without_a_guard_does_not_start_itself_again(tmp_path):
+    jobs_of(tmp_path, [3, 3])
+    script = tmp_path / "script.py"
+    script.write_text(
+        "print('started')\n"
+        "from midjax.batches import tokenize, vocabulary\n"
+        "from midjax.corpora import formats, text\n"
+        f"source = text.JsonLines(path={str(tmp_path / '*.jsonl')!r}, id_field=None,\n"
+        "    format=formats.Text(field='text'), max_bad_records=0)\n"
+        f"tokenizer = vocabulary.FastTokenizer(path={FAST.path!r}, bos_token=None, eos_token=None)\n"
+        "tokenize.run(tokenize.Tokenize(sources={'s': source}, tokenizer=tokenizer,\n"
+        f"    output={str(tmp_path / 'tokens')!r}, shard_tokens=100, processes=2))\n"
+        "print('file', __file__)\n"
+    )
+    root = pathlib.Path(workers.__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env=os.environ | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("started") == 1 and done.stdout.rstrip().endswith(f"file {script}")
+    assert (tmp_path / "tokens" / "s" / "manifest.json").exists()

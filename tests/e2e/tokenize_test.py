@@ -38,9 +38,9 @@ Tokenize.processes = 2
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    """A recipe over seven small files, for 20 to 30 parts."""
+    """A recipe over seven small files, for about 20 parts."""
     folder = tmp_path_factory.mktemp("texts")
-    for name, documents, count in (("maths", 700, 4), ("code", 45, 3)):
+    for name, documents, count in (("maths", 400, 4), ("code", 30, 3)):
         with gzip.open(demo_data.path(f"{name}.train.jsonl.gz"), "rt", encoding="utf-8") as file:
             lines = [line for _, line in zip(range(documents), file, strict=False)]
         for part in range(count):
@@ -98,9 +98,10 @@ def test_twenty_kills_leave_nothing_that_a_rerun_does_not_mend(recipe, tmp_path)
     process, ever = start(recipe, whole), set()
     while process.poll() is None:
         ever |= names(whole)
+        threading.Event().wait(0.001)  # the processors are for the runs
     assert process.returncode == 0
     expected = content(whole)
-    assert len(ever) > 100  # of which a kill is at a random one
+    assert len(ever) > 60  # of which a kill is at a random one
     rng = random.Random(0)
     kept = unfinished = 0
     for number in range(KILLS):
@@ -109,6 +110,7 @@ def test_twenty_kills_leave_nothing_that_a_rerun_does_not_mend(recipe, tmp_path)
         after, then = rng.randrange(len(ever)), rng.random() * 0.02
         while len(seen) <= after and process.poll() is None:
             seen |= names(output)
+            threading.Event().wait(0.001)
         threading.Event().wait(then)
         process.send_signal(signal.SIGKILL)
         process.wait()

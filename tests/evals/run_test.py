@@ -15,7 +15,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from midjax import files
-from midjax.batches import tokenize
+from midjax.batches import tokenize, vocabulary
 from midjax.corpora import formats, text
 from midjax.evals import run as evals
 from midjax.model import architecture, rope, sharding, transformer
@@ -52,7 +52,11 @@ def tokenized(tmp_path, output, tokenizer, **changes):
     fields = {"bos_token": "<s>", "eos_token": "</s>"} | changes
     tokenize.run(
         tokenize.Tokenize(
-            sources=sources, tokenizer=tokenizer, output=output, shard_tokens=1000, **fields
+            sources=sources,
+            tokenizer=vocabulary.FastTokenizer(path=tokenizer, **fields),
+            output=output,
+            shard_tokens=1000,
+            processes=1,
         )
     )
 

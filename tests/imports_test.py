@@ -52,7 +52,7 @@ ONE_OWNER = {
     "torch": {"export"},
     "pyarrow": {"corpora", "files"},
     "tensorflow_datasets": {"corpora.tfds"},
-    "seqio": {"corpora.seqio"},
+    "seqio": {"corpora.seqio", "batches.seqio"},
 }
 NEVER_AT_MODULE_LEVEL = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio", "torch"}
 NEVER = {"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve"}

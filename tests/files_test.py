@@ -7,7 +7,7 @@ import random
 import subprocess
 import sys
 
-import fsspec.implementations.memory
+import fake_bucket
 import pytest
 import zstandard
 
@@ -132,6 +132,18 @@ def test_a_damaged_stream_names_file_and_line(tmp_path, ending, compress):
         assert seen > 1000  # what comes before is given
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
+    (tmp_path / "a").write_bytes(b"\xef\xbb\xbfone\n\xef\xbb\xbftwo\n")
+    found = [line.data for line in files.lines(str(tmp_path / "a"))]
+    assert found == [b"one", b"\xef\xbb\xbftwo"]
+
+
+def test_other_compressions_are_told_apart(tmp_path):
+    (tmp_path / "a.jsonl.xz").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"a.jsonl.xz: .xz is not read; .gz, .zst and plain text"):
+        list(files.lines(str(tmp_path / "a.jsonl.xz")))
+
+
 def test_ranges_at_line_ends_give_every_line_once(tmp_path):
     rng = random.Random(0)
     data = b"".join(b"x" * rng.randrange(300) + b"\n" for _ in range(500)) + b"no end"
@@ -159,28 +171,8 @@ def test_names_below_the_fixed_part_of_a_pattern(tmp_path):
     assert names("**/*.txt") == ["a/x/1.txt", "a/y/1.txt", "b/x/1.txt"]
 
 
-class Bucket(fsspec.implementations.memory.MemoryFileSystem):
-    """A stand-in for Google Cloud Storage."""
-
-    protocol = ("gcs", "gs")
-    store: dict = {}  # noqa: RUF012
-    pseudo_dirs = [""]  # noqa: RUF012
-
-    @classmethod
-    def _strip_protocol(cls, path):
-        return super()._strip_protocol(str(path).removeprefix("gs:/"))
-
-    def glob(self, path, **options):  # as gcsfs names what it finds
-        return [name.removeprefix("/") for name in super().glob(path, **options)]
-
-
 def test_buckets_are_read_through_the_same_functions(monkeypatch):
-    from etils.epath import backend, gpath
-
-    bucket = Bucket()
-    monkeypatch.setattr(backend._FileSystemSpecBackend, "_get_filesystem", lambda *_: bucket)
-    monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)
-    bucket.makedirs("/b/dir", exist_ok=True)
+    bucket = fake_bucket.install(monkeypatch)
     bucket.pipe_file("/b/dir/2.txt.gz", gzip.compress(b"x\ny\n"))
     bucket.pipe_file("/b/dir/1.txt", b"one\ntwo\n")
     found = files.match_with_names("gs://b/dir/*")

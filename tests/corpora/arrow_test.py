@@ -2,6 +2,7 @@
 import json
 
 import corpora_reading as reader
+import fake_bucket
 import pytest
 
 from midjax.corpora import arrow, chat, formats, reading
@@ -122,6 +123,16 @@ def test_units_are_ranges_of_record_batches(tmp_path, monkeypatch):
     assert [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b] == [2]
     rewrite(table.rename_columns(["id", "body", "label", "answers"]))  # changes the schema alone
     assert not set(before) & {unit.fingerprint() for unit in config(tmp_path / "d").units()}
+
+
+def test_a_folder_in_a_bucket(tmp_path, monkeypatch):
+    datasets.Dataset.from_list(rows(50)).save_to_disk(tmp_path / "d", num_shards=2)
+    bucket = fake_bucket.install(monkeypatch)
+    for path in (tmp_path / "d").iterdir():
+        bucket.pipe_file(f"/b/dir/d/{path.name}", path.read_bytes())
+    there = config("gs://b/dir/d")
+    assert reader.read(there)[0] == reader.read(config(tmp_path / "d"))[0]
+    assert there.units()[1].key == "data-00001-of-00002.arrow"
 
 
 def test_bad_folders(tmp_path):

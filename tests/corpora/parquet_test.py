@@ -4,10 +4,12 @@ import subprocess
 import sys
 
 import corpora_reading as reader
+import fake_bucket
 import pyarrow
 import pyarrow.parquet
 import pytest
 
+from midjax import files
 from midjax.corpora import formats, parquet, reading
 
 
@@ -113,6 +115,26 @@ def test_null_and_binary_texts(tmp_path):
     documents, tally = reader.read(config(tmp_path / "a.parquet", bad=3))
     assert reader.pairs(documents) == [("b", "ü")]
     assert tally.dropped == {"no string field 'text'": 1, "invalid UTF-8": 1, "no id": 1}
+
+
+def test_a_decompression_bomb(tmp_path, monkeypatch):
+    path = tmp_path / "a.parquet"
+    write(path, [{"id": "x", "text": "y" * 3_000_000}], use_dictionary=False, compression="zstd")
+    assert len(reader.read(config(path))[0]) == 1
+    monkeypatch.setattr(files, "BOMB_BYTES", 1_000_000)
+    with pytest.raises(ValueError, match="a.parquet: .* of the column 'text' expand to 3.*bomb"):
+        reader.read(config(path))
+
+
+def test_files_in_a_bucket(tmp_path, monkeypatch):
+    bucket = fake_bucket.install(monkeypatch)
+    for name in "ab":
+        write(tmp_path / f"{name}.parquet", rows(20), row_group_size=5)
+        bucket.pipe_file(f"/b/dir/{name}.parquet", (tmp_path / f"{name}.parquet").read_bytes())
+    there = config("gs://b/dir/*.parquet")
+    here = config(tmp_path / "*.parquet")
+    assert reader.read(there)[0] == reader.read(here)[0]
+    assert [u.fingerprint() for u in there.units()] == [u.fingerprint() for u in here.units()]
 
 
 @pytest.mark.parametrize("cut", [lambda data: data[:-100], lambda data: b"", lambda data: b"PAR1x"])

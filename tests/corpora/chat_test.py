@@ -185,6 +185,28 @@ def test_tokens_and_masks_are_those_of_transformers(tokenizer, style):
         assert 0 < sum(mask) < len(mask)
 
 
+def test_question_and_answer_masks_are_those_of_transformers_as_a_chat(tokenizer):
+    as_chat = (
+        "Question: {{ messages[0].content }}\nAnswer: "
+        "{% generation %}{{ messages[1].content }}{% endgeneration %}{{ '\n' }}"
+    )
+    form = formats.QuestionAnswer(
+        question_field="q", answer_field="a", loss="answer",
+        template="Question: {{ question }}\nAnswer: {{ answer }}\n\n",  # Jinja drops the last one
+    )  # fmt: skip
+    render = form.open(facts(None))
+    for seed in range(60):
+        messages = conversation(random.Random(seed), "mistral")[:2]
+        expected = tokenizer.apply_chat_template(
+            messages, chat_template=as_chat, tokenize=True,
+            return_dict=True, return_assistant_tokens_mask=True,
+        )  # fmt: skip
+        rendered = render({"q": messages[0]["content"], "a": messages[1]["content"]}, "id")
+        tokens, mask = token_mask(tokenizer, rendered)
+        assert tokens == expected["input_ids"] and mask == expected["assistant_masks"]
+        assert 0 < sum(mask) < len(mask)
+
+
 @EACH
 def test_without_generation_tags_the_loss_is_the_same(style):
     with_tags, without = (ANSWERS.open(facts(t)) for t in (marked(style), unmarked(style)))

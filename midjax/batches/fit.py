@@ -9,7 +9,7 @@ from jaxtyping import Int
 
 
 def best_fit(sizes: Int[np.ndarray, " pieces"], row_tokens: int) -> Int[np.ndarray, " pieces"]:
-    """The row of each piece by best-fit decreasing: the longest first, each where least room is left.
+    """The row of each piece by best-fit decreasing: the longest first, where least room is left.
 
     Where that takes more rows than `least_rows`, first-fit is tried as well and the better one is
     taken: there are never more rows than first-fit's.
@@ -82,10 +82,10 @@ def _best_fit_decreasing(counts: np.ndarray, row_tokens: int) -> tuple[np.ndarra
                 rooms.put(room - size * left, first + full, 1)
                 left, full = 0, full + 1
             rooms.put(room, first + full, number - full, in_front=True)
-    first, number, each = np.array(placed, np.int64).reshape(-1, 3).T
-    pieces = number * each
+    begin, count, per_row = np.array(placed, np.int64).reshape(-1, 3).T
+    pieces = count * per_row
     nth = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    return np.repeat(first, pieces) + nth // np.repeat(each, pieces), rows
+    return np.repeat(begin, pieces) + nth // np.repeat(per_row, pieces), rows
 
 
 def least_rows(counts: Int[np.ndarray, " sizes"], row_tokens: int) -> int:

@@ -1,21 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """Token folders + mixture -> batches, from any row on, on any number of readers.
 
-The position of a run is one integer: the next global row. Step s of a run with B rows per batch
-reads the rows [s * B, (s + 1) * B); reader r of R takes those with index % R == r.
+The position of a run is one integer: the next global row. A batch is the next B rows, whatever B is
+at this step, and reader r of R makes the r-th of R equal parts of it: what reaches the devices does
+not depend on the number of readers.
+
+Grain carries batches, not documents: element i of its dataset is batch i, made in one go by
+arithmetic on its index. So any number of threads or processes can make them, in any order, and
+Grain's cost is that of a batch.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import grain
 import jax
 import numpy as np
+from absl import flags
+from jaxtyping import Int
 
 from midjax.batches import batch as batch_lib
-from midjax.batches import pack, shards
+from midjax.batches import pack, permute, plans, rows, shards
+from midjax.batches import starts as starts_lib
 from midjax.mixture import order as order_lib
+
+# Rows whose pieces are looked up at a time: arithmetic on arrays costs little more than on numbers.
+_CHUNK_ROWS = 1024
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,13 +38,15 @@ class Source:
 
     Attributes:
       tokens: folder that `midjax tokenize` wrote.
-      packing: how its documents become rows, see `pack.plan`.
+      packing: how its documents become rows, the `policy` of `pack.Packing`.
+      mask: what a token sees of its row, see `pack.Packing`.
       least_tokens, most_tokens: documents of fewer or more tokens (BOS and EOS included) are in no
         row of this source; None is no bound.
     """
 
     tokens: str
-    packing: Literal["concat", "best_fit"]
+    packing: pack.Policy
+    mask: pack.Mask = "document"
     least_tokens: int | None = None
     most_tokens: int | None = None
 
@@ -46,10 +60,15 @@ class Source:
                 f"one input with its target), the least not over the most; got {low} and {high}."
             )
 
-    @property
-    def bounds(self) -> dict[str, int | None]:
-        """The bounds, as `pack.plan` takes them."""
-        return {"least_tokens": self.least_tokens, "most_tokens": self.most_tokens}
+    def packed(self, row_tokens: int) -> pack.Packing:
+        """How its documents become rows of `row_tokens`."""
+        return pack.Packing(
+            row_tokens=row_tokens,
+            policy=self.packing,
+            mask=self.mask,
+            least_tokens=self.least_tokens,
+            most_tokens=self.most_tokens,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,12 +80,15 @@ class Data:
       mixture: staged weights, caps, seed.
       row_tokens: T, tokens per row.
       batch_rows: B, rows per optimizer step, over all hosts.
+      workers: processes that make batches ahead; 0 is a thread of this one, which makes some
+        10,000 rows a second. Never decides what is in a batch.
     """
 
     sources: Mapping[str, Source]
     mixture: order_lib.Mixture
     row_tokens: int
     batch_rows: int
+    workers: int = 0
 
     def __post_init__(self) -> None:
         if self.row_tokens < 1 or self.batch_rows < 1:
@@ -101,27 +123,41 @@ class Opened:
 
     def __init__(self, data: Data) -> None:
         self.names = data.mixture.names
-        self._sources = {n: shards.TokenSource(data.sources[n].tokens) for n in self.names}
         self._asked = {n: data.sources[n] for n in self.names}
+        # Two sources may read one folder.
+        folders = {asked.tokens for asked in self._asked.values()}
+        opened = {folder: shards.TokenSource(folder) for folder in sorted(folders)}
+        self._sources = {n: opened[asked.tokens] for n, asked in self._asked.items()}
         self.vocab_size: int = _same(self._sources, "vocab_size")
         self.tokenizer_hash: str = _same(self._sources, "tokenizer_hash")
         self.plans = {
-            name: pack.plan(
-                self._sources[name].lengths, data.row_tokens, asked.packing, **asked.bounds
-            )
+            name: plans.of(self._sources[name], asked.packed(data.row_tokens))
             for name, asked in self._asked.items()
         }
-        self.rows = {
-            name: pack.Rows(self._sources[name], plan, k)
-            for k, (name, plan) in enumerate(self.plans.items())
-        }
+
+    @property
+    def texts(self) -> list[batch_lib.Text]:
+        """What `batch.assemble` reads, in the order of `names`."""
+        return [
+            batch_lib.Text(tokens=self._sources[name], mask=asked.mask)
+            for name, asked in self._asked.items()
+        ]
+
+    def rows(self, name: str, seed: int) -> rows.Planned | rows.Laid:
+        """The rows of a source, epoch after epoch, the same whatever else is mixed."""
+        plan, key = self.plans[name], _seed_of(seed, name)
+        if isinstance(plan, pack.Plan):
+            return rows.Planned(plan, key)
+        return rows.Laid(plan, self._sources[name].lengths, self._asked[name].mask, key)
 
     def contents(self) -> dict[str, str]:
-        """Source -> hash of its tokens, packing, bounds: what `Order.fingerprint` does not see."""
+        """Source -> hash of its tokens, packing, mask, bounds, which `Order.fingerprint` lacks."""
         found = {}
         for name, asked in self._asked.items():
             parts = [self._sources[name].manifest["content_hash"][:16], asked.packing]
-            if any(bound is not None for bound in asked.bounds.values()):
+            if asked.mask != "document":
+                parts.append(f"mask {asked.mask}")
+            if asked.least_tokens is not None or asked.most_tokens is not None:
                 parts.append(f"{asked.least_tokens or ''}-{asked.most_tokens or ''}")
             found[name] = "/".join(parts)
         return found
@@ -149,36 +185,57 @@ class Loader:
         base_rows: Mapping[str, int] | None = None,
     ) -> None:
         self.data, self.names = data, opened.names
+        self._rows = [opened.rows(name, data.mixture.seed) for name in self.names]
+        self._texts = opened.texts
         self.order = order_lib.Order(
             data.mixture,
-            source_rows={name: len(rows) for name, rows in opened.rows.items()},
+            source_rows={n: len(r) for n, r in zip(self.names, self._rows, strict=True)},
             row_tokens=data.row_tokens,
             total_rows=total_rows,
             base_rows=base_rows,
         )
-        self._dataset = grain.MapDataset.select_from_datasets(
-            [self._epochs(name, opened.rows[name]) for name in self.names], self.order
-        )
+        self._again = data, total_rows, base_rows
 
-    def _epochs(self, name: str, rows: pack.Rows) -> grain.MapDataset:
-        """A source without end: each epoch a fresh permutation, the same whatever else is mixed."""
-        numbered = grain.MapDataset.source(_Numbered(rows))
-        return numbered.shuffle(seed=_seed_of(self.data.mixture.seed, name)).repeat()
+    def __reduce__(self) -> tuple:
+        # A worker opens the folders by itself: what lies in files is not sent.
+        return _loader, self._again
 
-    def row(self, index: int) -> dict[str, Any]:
-        """Global row `index`, with `row_id`, its number in the source's plan."""
-        return self._dataset[index]
+    def rows(self, begin: int, end: int) -> "GlobalRows":
+        """Global rows [begin, end)."""
+        source, numbers = self.order.rows(begin, end)
+        row_id, pieces = rows.mixed(self._rows, source, numbers)
+        return GlobalRows(source=source, row_id=row_id, pieces=pieces)
+
+    def batch(
+        self, found: "GlobalRows", begin: int, end: int
+    ) -> tuple[batch_lib.Batch, np.ndarray]:
+        """(batch of the rows [begin, end) of those found, their row ids [rows, 2])."""
+        source, row_id = found.source[begin:end], found.row_id[begin:end]
+        pieces = found.pieces.part(begin, end)
+        made = batch_lib.assemble(pieces, source, self._texts, self.data.row_tokens)
+        return made, np.stack([source, row_id], axis=1)
 
     def last_rows(self, next_row: int, count: int = 8) -> list[list[Any]]:
-        """[source, row in the source's plan] of the last `count` rows before `next_row`.
+        """[source, row in the source's plan, its first document] of the rows before `next_row`.
 
         What a resumed run compares: that the same indices still mean the same rows.
         """
-        rows = [self.row(index) for index in range(max(0, next_row - count), next_row)]
-        return [[self.names[row["source"][0]], row["row_id"]] for row in rows]
+        found = self.rows(max(0, next_row - count), next_row)
+        columns = (found.source, found.row_id, found.pieces.document[found.pieces.first[:-1]])
+        return [
+            [self.names[k], row, document]
+            for k, row, document in zip(*(c.tolist() for c in columns), strict=True)
+        ]
 
     def batches(
-        self, *, next_row: int, reader: int = 0, readers: int = 1, prefetch: int = 2
+        self,
+        *,
+        next_row: int,
+        reader: int = 0,
+        readers: int = 1,
+        batch_rows: Callable[[int], int] | Mapping[int, int] | None = None,
+        first_step: int = 0,
+        prefetch: int = 2,
     ) -> Iterator[tuple[batch_lib.Batch, np.ndarray]]:
         """Yields (this reader's part of each batch, its row ids [rows, 2]) from `next_row` on.
 
@@ -186,50 +243,89 @@ class Loader:
 
         Args:
           next_row: first global row; any, not only where a batch ended.
-          reader, readers: which share of each batch; `readers` divides `batch_rows`.
-          prefetch: batches made ahead in a thread; 0 makes them when asked.
+          reader, readers: which share of each batch; `readers` divides the rows of every batch.
+          batch_rows: rows of the batch of a step, as a function of the step or as {first step of
+            which it holds: rows}; None is `Data.batch_rows` always.
+          first_step: the step of the first batch.
+          prefetch: batches made ahead in a thread; 0 makes them when asked. With `Data.workers`
+            each process makes as many ahead.
+
+        Raises:
+          ValueError: a batch does not divide over the readers, or has no row.
         """
-        if self.data.batch_rows % readers:
-            raise ValueError(
-                f"Data.batch_rows = {self.data.batch_rows} does not divide over {readers} readers "
-                "(hosts). Choose a multiple."
-            )
-        mine = self._dataset.slice(slice(next_row + reader, self.order.total_rows, readers))
-        # Local rows: no reading threads of Grain's own, which cost more than they save.
-        dataset = mine.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-        dataset = dataset.batch(
-            self.data.batch_rows // readers, drop_remainder=True, batch_fn=_batch
+        starts = starts_lib.starts(
+            batch_rows or {0: self.data.batch_rows},
+            first_step=first_step,
+            next_row=next_row,
+            total_rows=self.order.total_rows,
         )
-        if prefetch:
+        starts_lib.check_divides(starts, readers)
+        batches = grain.MapDataset.source(_Batches(self, starts, reader, readers))
+        # Local rows: no reading threads of Grain's own, which cost more than they save.
+        dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+        if self.data.workers and len(batches):
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # Grain reads one of its own
+            dataset = dataset.mp_prefetch(
+                grain.MultiprocessingOptions(
+                    num_workers=self.data.workers, per_worker_buffer_size=max(prefetch, 1)
+                )
+            )
+        elif prefetch:
             dataset = grain.experimental.ThreadPrefetchIterDataset(
                 dataset, prefetch_buffer_size=prefetch
             )
         return iter(dataset)
 
 
-class _Numbered:
-    """Rows with their own number, for accounting and tests."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GlobalRows:
+    """Some rows in the order of a run.
 
-    def __init__(self, rows: pack.Rows) -> None:
-        self._rows = rows
+    Attributes:
+      source: index of each row's source, [rows].
+      row_id: number of each row in the source's plan, [rows].
+      pieces: of documents.
+    """
+
+    source: Int[np.ndarray, " rows"]
+    row_id: Int[np.ndarray, " rows"]
+    pieces: rows.Pieces
+
+
+class _Batches:
+    """`[i]` is a reader's part of batch i, as (Batch, row ids): a source for Grain."""
+
+    def __init__(
+        self, loader: Loader, starts: starts_lib.Starts, reader: int, readers: int
+    ) -> None:
+        self._loader, self._starts = loader, starts
+        self._reader, self._readers = reader, readers
+        batch_rows = starts[1] - starts[0] if len(starts) > 1 else 1
+        self._per_chunk = max(1, _CHUNK_ROWS // int(batch_rows))
+        self._chunks = functools.lru_cache(maxsize=2)(self._chunk)
+
+    def __reduce__(self) -> tuple:
+        return _Batches, (self._loader, self._starts, self._reader, self._readers)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._starts) - 1
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._rows[int(index)] | {"row_id": int(index)}
+    def __getitem__(self, index: int) -> tuple[batch_lib.Batch, np.ndarray]:
+        first = index - index % self._per_chunk
+        begin, end = int(self._starts[index]), int(self._starts[index + 1])
+        part = (end - begin) // self._readers
+        at = begin - int(self._starts[first]) + self._reader * part
+        return self._loader.batch(self._chunks(first), at, at + part)
+
+    def _chunk(self, first: int) -> GlobalRows:
+        """The rows of some batches from batch `first` on."""
+        last = min(first + self._per_chunk, len(self))
+        return self._loader.rows(int(self._starts[first]), int(self._starts[last]))
 
 
-def _batch(rows: list[dict[str, Any]]) -> tuple[batch_lib.Batch, np.ndarray]:
-    ids = np.array([(row["source"][0], row["row_id"]) for row in rows], np.int64)
-    return batch_lib.stack(rows), ids
-
-
-def _seed_of(seed: int, name: str) -> int:
-    """A seed per source name, so that adding a source changes no other's permutation."""
-    digest = np.frombuffer(name.encode().ljust(4, b"\0"), np.uint8)
-    mixed = np.random.SeedSequence([seed, *digest.tolist()]).generate_state(1)[0]
-    return int(mixed) & 0x7FFFFFFF
+def _loader(data: Data, total_rows: int, base_rows: Mapping[str, int] | None) -> Loader:
+    return Loader(data, Opened(data), total_rows=total_rows, base_rows=base_rows)
 
 
 def _same(sources: Mapping[str, shards.TokenSource], key: str) -> Any:
@@ -241,11 +337,19 @@ def _same(sources: Mapping[str, shards.TokenSource], key: str) -> Any:
     return next(iter(values.values()))
 
 
+def _seed_of(seed: int, name: str) -> np.uint64:
+    """A key per source name, so that adding a source changes no other's order."""
+    return permute.key("source", seed, name)
+
+
 def place(batch: batch_lib.Batch, sharding: jax.sharding.NamedSharding) -> batch_lib.Batch:
-    """Rows in host memory -> arrays [B, T] on the mesh.
+    """This process's rows -> arrays [B, T] over all processes.
+
+    Each device is sent a view of its part: nothing is copied on the host.
 
     Args:
-      batch: rows in the order that the mesh wants, see `model.context.arrange`.
+      batch: the part of the batch of `readers.share`, its places in the order that the mesh wants,
+        see `model.context.arrange`.
       sharding: of rows, `model.sharding.batch`.
     """
-    return jax.tree.map(lambda x: jax.device_put(x, sharding), batch)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

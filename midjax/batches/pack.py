@@ -3,8 +3,8 @@
 
 A document of n tokens gives n - 1 (input, target) pairs, and pairs are what is packed: the target
 of a row's last input may lie in the next row, so a cut loses no target, every pair is trained on
-exactly once an epoch, and no target crosses into another document. Where documents of a row see each
-other (mask "none"), the last token is an input as well, without a target: it separates the texts.
+exactly once an epoch, and no target crosses into another document. Where documents of a row see
+each other (mask "none"), the last token is an input as well, without a target: it separates them.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int
 
+from midjax import units
 from midjax.batches import fit, permute
 
 Policy = Literal["concat", "first_fit", "best_fit", "best_fit_whole", "whole"]
@@ -124,7 +125,12 @@ def places(
         if which.any():
             dropped[reason] = int(which.sum())
             out |= which
-    return np.where(out, 0, lengths - (packing.mask == "document")), dropped
+    return np.where(out, 0, of_tokens(lengths, packing.mask)), dropped
+
+
+def of_tokens(tokens: Int[np.ndarray, " n"], mask: Mask) -> Int[np.ndarray, " n"]:
+    """Places in a row that documents of so many tokens take."""
+    return tokens - 1 if mask == "document" else tokens
 
 
 def plan(lengths: Int[np.ndarray, " documents"], packing: Packing) -> Plan:
@@ -155,7 +161,7 @@ def plan(lengths: Int[np.ndarray, " documents"], packing: Packing) -> Plan:
     order = np.argsort((row.astype(np.uint64) << np.uint64(32)) | random, kind="stable")
     return Plan(
         row_tokens=packing.row_tokens,
-        row_start=_sums(np.bincount(row) if len(row) else row),
+        row_start=narrow(sums(np.bincount(row) if len(row) else row)),
         documents=narrow(documents),
         class_start=narrow(np.flatnonzero(np.diff(size, prepend=-1, append=-1))),
         place=narrow(place[order]),
@@ -176,7 +182,9 @@ def _rows(
     if packing.policy == "first_fit":
         order = np.argsort(documents[place], kind="stable")
         found = np.empty(len(place), np.int64)
-        found[order] = fit.first_fit(length[order], packing.row_tokens)
+        first_fit = fit.first_fit(length[order], packing.row_tokens)
+        assert first_fit is not None
+        found[order] = first_fit
         return found
     return fit.best_fit(length, packing.row_tokens)
 
@@ -185,10 +193,12 @@ def _concat(size: np.ndarray, row_tokens: int, dropped: dict[str, int]) -> Plan:
     (documents,) = np.nonzero(size)
     ends = np.cumsum(size[documents])
     tokens = int(size.sum())
-    place, start, length, count = cut(ends, np.arange(-(-tokens // row_tokens)), row_tokens)
+    place, start, length, count = cut(
+        ends, np.arange(units.ceil_div(tokens, row_tokens)), row_tokens
+    )
     return Plan(
         row_tokens=row_tokens,
-        row_start=_sums(count),
+        row_start=narrow(sums(count)),
         documents=narrow(documents),
         class_start=narrow(np.arange(len(documents) + 1)),
         place=narrow(place),
@@ -217,7 +227,7 @@ class Stream:
     truncated_tokens: int = 0
 
     def __len__(self) -> int:
-        return -(-self.tokens // self.row_tokens)
+        return units.ceil_div(self.tokens, self.row_tokens)
 
     @property
     def padding(self) -> int:
@@ -266,8 +276,9 @@ def nth(count: Int[np.ndarray, " n"]) -> np.ndarray:
     return np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
 
 
-def _sums(count: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n_plus_1"]:
-    return narrow(np.concatenate([[0], np.cumsum(count)]))
+def sums(count: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n_plus_1"]:
+    """0, count[0], count[0] + count[1], ...: where each begins and ends."""
+    return np.concatenate([[0], np.cumsum(count, dtype=np.int64)])
 
 
 def narrow(values: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:

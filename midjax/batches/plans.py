@@ -4,8 +4,8 @@
 <token folder>/plans/<key>/<array>.npy    mapped into memory, not read
 <token folder>/plans/<key>/plan.json      written last: arrays without it are not looked at
 
-The key is a hash of all that a plan depends on: the tokens, the packing, and `FORMAT`. So a plan that
-is there is the right one, and whoever writes it writes the same bytes.
+The key is a hash of all that a plan depends on: the tokens, the packing, and `FORMAT`. So a plan
+that is there is the right one, and whoever writes it writes the same bytes.
 """
 
 import dataclasses
@@ -24,7 +24,6 @@ from midjax.batches import pack, shards
 # Of the files and of the algorithms: plans of another number are made anew.
 FORMAT = 1
 _FOLDER, _FACTS = "plans", "plan.json"
-_ARRAYS = ("row_start", "documents", "class_start", "place", "start", "length")
 # More documents than this take a while, and the user is told what is being done.
 _MANY = 1_000_000
 
@@ -52,8 +51,8 @@ def of(source: shards.TokenSource, packing: pack.Packing) -> Made:
         _write(place, made, facts)
     except OSError as error:
         log.say(
-            f"{source.folder} cannot be written to ({error.strerror or error}): its packing plan is "
-            "not kept and will be made anew at every start"
+            f"{source.folder} cannot be written to ({error.strerror or error}): its packing plan "
+            "is not kept and will be made anew at every start"
         )
         return made
     return _read(place) or made
@@ -66,16 +65,12 @@ def make(lengths: np.ndarray, packing: pack.Packing) -> Made:
 
 def _write(place: epath.Path, made: Made, facts: dict[str, Any]) -> None:
     place.mkdir(parents=True, exist_ok=True)
-    arrays = {name: getattr(made, name, None) for name in _ARRAYS}
-    arrays = {name: array for name, array in arrays.items() if array is not None}
+    values = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
+    arrays = {name: x for name, x in values.items() if isinstance(x, np.ndarray)}
     sizes = {name: _write_array(place / f"{name}.npy", array) for name, array in arrays.items()}
-    rest = dataclasses.asdict(dataclasses.replace(made, **dict.fromkeys(arrays)))
-    files.write_json(
-        place / _FACTS,
-        facts
-        | {"kind": type(made).__name__, "sizes": sizes}
-        | {"plan": {name: value for name, value in rest.items() if name not in _ARRAYS}},
-    )
+    rest = {name: x for name, x in values.items() if name not in arrays}
+    kind = type(made).__name__
+    files.write_json(place / _FACTS, facts | {"kind": kind, "sizes": sizes, "plan": rest})
 
 
 def _write_array(place: epath.Path, array: np.ndarray) -> int:
@@ -104,7 +99,7 @@ def _read(place: epath.Path) -> Made | None:
     except (FileNotFoundError, ValueError):
         return None
     if facts["kind"] == "Stream":
-        return pack.Stream(**{"documents": None} | facts["plan"] | arrays)
+        return pack.Stream(**facts["plan"] | arrays)
     return pack.Plan(**facts["plan"] | arrays)
 
 

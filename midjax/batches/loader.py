@@ -236,7 +236,7 @@ class Loader:
         batch_rows: Callable[[int], int] | Mapping[int, int] | None = None,
         first_step: int = 0,
         prefetch: int = 2,
-    ) -> Iterator[tuple[batch_lib.Batch, np.ndarray]]:
+    ) -> "_Iterator":
         """Yields (this reader's part of each batch, its row ids [rows, 2]) from `next_row` on.
 
         Row ids are (source index, row in the source's plan). Ends with the run's last whole batch.
@@ -275,7 +275,7 @@ class Loader:
             dataset = grain.experimental.ThreadPrefetchIterDataset(
                 dataset, prefetch_buffer_size=prefetch
             )
-        return iter(dataset)
+        return _Iterator(dataset)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -294,7 +294,7 @@ class GlobalRows:
 
 
 class _Batches:
-    """`[i]` is a reader's part of batch i, as (Batch, row ids): a source for Grain."""
+    """`[i]` is a reader's part of batch i, its fields and `row_ids`: a source for Grain."""
 
     def __init__(
         self, loader: Loader, starts: starts_lib.Starts, reader: int, readers: int
@@ -311,17 +311,35 @@ class _Batches:
     def __len__(self) -> int:
         return len(self._starts) - 1
 
-    def __getitem__(self, index: int) -> tuple[batch_lib.Batch, np.ndarray]:
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         first = index - index % self._per_chunk
         begin, end = int(self._starts[index]), int(self._starts[index + 1])
         part = (end - begin) // self._readers
         at = begin - int(self._starts[first]) + self._reader * part
-        return self._loader.batch(self._chunks(first), at, at + part)
+        batch, row_ids = self._loader.batch(self._chunks(first), at, at + part)
+        # Plain arrays, which Grain passes between processes in shared memory.
+        return {name: getattr(batch, name) for name in batch_lib.FIELDS} | {"row_ids": row_ids}
 
     def _chunk(self, first: int) -> GlobalRows:
         """The rows of some batches from batch `first` on."""
         last = min(first + self._per_chunk, len(self))
         return self._loader.rows(int(self._starts[first]), int(self._starts[last]))
+
+
+class _Iterator(Iterator[tuple[batch_lib.Batch, np.ndarray]]):
+    """What Grain gives, as (Batch, row ids)."""
+
+    def __init__(self, dataset: grain.IterDataset) -> None:
+        self._elements = iter(dataset)
+
+    def __next__(self) -> tuple[batch_lib.Batch, np.ndarray]:
+        fields = next(self._elements)
+        row_ids = fields.pop("row_ids")
+        return batch_lib.Batch(**fields), row_ids
+
+    def close(self) -> None:
+        """Ends the thread or the processes that make batches ahead."""
+        self._elements.close()
 
 
 def _loader(data: Data, total_rows: int, base_rows: Mapping[str, int] | None) -> Loader:

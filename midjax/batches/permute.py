@@ -4,8 +4,8 @@
 A Feistel network on the bits of an index: in turn each half is XORed with a hash of the other,
 which is undone by doing it again, so every key gives a bijection. Where n is no power of two, an
 index that leaves [0, n) is sent on until it is back ("cycle walking", Black and Rogaway 2002),
-fewer than twice on average. The hash is the finaliser of SplitMix64 (Steele, Lea and Flood 2014). All of
-it is integer arithmetic on 64 bits, the same on every machine and with every version of NumPy.
+fewer than twice on average. The hash is the finaliser of SplitMix64 (Steele, Lea and Flood 2014).
+All of it is integer arithmetic on 64 bits, the same on every machine and with every NumPy.
 """
 
 import hashlib

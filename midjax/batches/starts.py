@@ -46,12 +46,13 @@ def starts(
     parts = [np.array([next_row])]
     for k in range(at, len(table)):
         begin, rows = int(parts[-1][-1]), table[k][1]
-        steps = max(total_rows - begin, 0) // rows
+        left = max(total_rows - begin, 0) // rows
+        lasts = left
         if k + 1 < len(table):
-            steps = min(steps, table[k + 1][0] - max(first_step, table[k][0]))
-        if not steps:  # not even one of these is left
+            lasts = table[k + 1][0] - max(first_step, table[k][0])
+        parts.append(begin + rows * np.arange(1, min(left, lasts) + 1))
+        if left < lasts:  # the run ends among these, even if smaller ones come later
             break
-        parts.append(begin + rows * np.arange(1, steps + 1))
     return np.concatenate(parts)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A token source in memory, with what `batch.assemble` asks of one."""
+"""A token source in memory, with what `assemble.batch` asks of one."""
 
 import numpy as np
 
@@ -15,7 +15,7 @@ class Documents:
         self.has_loss = bool(masks)
 
     def read(self, document, start, count):
-        assert 0 <= start and start + count <= self.lengths[document]
+        assert start >= 0 and start + count <= self.lengths[document]
         return (STRIDE * document + start + np.arange(count)).astype(np.uint32)
 
     def loss(self, document, start, count):

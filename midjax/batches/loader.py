@@ -21,8 +21,8 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int
 
+from midjax.batches import assemble, pack, permute, plans, rows, shards
 from midjax.batches import batch as batch_lib
-from midjax.batches import pack, permute, plans, rows, shards
 from midjax.batches import starts as starts_lib
 from midjax.mixture import order as order_lib
 
@@ -136,10 +136,10 @@ class Opened:
         }
 
     @property
-    def texts(self) -> list[batch_lib.Text]:
-        """What `batch.assemble` reads, in the order of `names`."""
+    def texts(self) -> list[assemble.Text]:
+        """What `assemble.batch` reads, in the order of `names`."""
         return [
-            batch_lib.Text(tokens=self._sources[name], mask=asked.mask)
+            assemble.Text(tokens=self._sources[name], mask=asked.mask)
             for name, asked in self._asked.items()
         ]
 
@@ -212,7 +212,7 @@ class Loader:
         """(batch of the rows [begin, end) of those found, their row ids [rows, 2])."""
         source, row_id = found.source[begin:end], found.row_id[begin:end]
         pieces = found.pieces.part(begin, end)
-        made = batch_lib.assemble(pieces, source, self._texts, self.data.row_tokens)
+        made = assemble.batch(pieces, source, self._texts, self.data.row_tokens)
         return made, np.stack([source, row_id], axis=1)
 
     def last_rows(self, next_row: int, count: int = 8) -> list[list[Any]]:

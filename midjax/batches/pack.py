@@ -111,19 +111,17 @@ def places(
     """
     lengths = np.asarray(lengths, np.int64)
     least = max(packing.least_tokens or 0, 2)
-    most = packing.most_tokens
-    reasons = {f"fewer than {least} tokens": lengths < least}
-    if most is not None:
-        reasons[f"more than {most} tokens"] = lengths > most
+    reasons = [(f"fewer than {least} tokens", lengths < least)]
+    if packing.most_tokens is not None:
+        reasons.append((f"more than {packing.most_tokens} tokens", lengths > packing.most_tokens))
     if packing.policy == "whole":
-        short = (lengths <= packing.row_tokens) & (lengths >= least)
-        if most is not None:
-            short &= lengths <= most
-        reasons[f"fewer than {packing.row_tokens + 1} tokens"] = short
-    dropped, out = {}, np.zeros(len(lengths), bool)
-    for reason, which in reasons.items():
-        if which.any():
-            dropped[reason] = int(which.sum())
+        more = packing.row_tokens + 1
+        reasons.append((f"fewer than {more} tokens", lengths < more))
+    dropped: dict[str, int] = {}
+    out = np.zeros(len(lengths), bool)
+    for reason, which in reasons:  # the first one counts
+        if count := int((which & ~out).sum()):
+            dropped[reason] = dropped.get(reason, 0) + count
             out |= which
     return np.where(out, 0, of_tokens(lengths, packing.mask)), dropped
 
@@ -163,7 +161,7 @@ def plan(lengths: Int[np.ndarray, " documents"], packing: Packing) -> Plan:
         row_tokens=packing.row_tokens,
         row_start=narrow(sums(np.bincount(row) if len(row) else row)),
         documents=narrow(documents),
-        class_start=narrow(np.flatnonzero(np.diff(size, prepend=-1, append=-1))),
+        class_start=narrow(np.append(np.flatnonzero(np.diff(size, prepend=-1)), len(size))),
         place=narrow(place[order]),
         start=narrow(start[order]),
         length=narrow(length[order]),

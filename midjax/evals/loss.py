@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
+from midjax.batches import assemble, pack, shards
 from midjax.batches import batch as batches
-from midjax.batches import pack, shards
 from midjax.batches import rows as row_lib
 from midjax.model import architecture, context, sharding, transformer
 from midjax.model import loss as model_loss
@@ -209,10 +209,10 @@ def _batches(
     source: shards.TokenSource, plan: pack.Plan, batch_rows: int
 ) -> Iterator[tuple[int, batches.Batch, int]]:
     """(index of the first row, batch of `batch_rows` rows, how many are real), one shape always."""
-    texts = [batches.Text(tokens=source)]
+    texts = [assemble.Text(tokens=source)]
     for first in range(0, len(plan), batch_rows):
         pieces = row_lib.of_plan(plan, first, first + batch_rows)
-        made = batches.assemble(pieces, np.zeros(batch_rows, np.int64), texts, plan.row_tokens)
+        made = assemble.batch(pieces, np.zeros(batch_rows, np.int64), texts, plan.row_tokens)
         yield first, made, min(batch_rows, len(plan) - first)
 
 

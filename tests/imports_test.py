@@ -47,7 +47,7 @@ ONE_OWNER = {
     "orbax": {"checkpoint"},
     "flax": {"model"},
     "transformers": {"export"},
-    "tokenizers": {"batches.tokenize", "export", "evals", "importing.llama2c_tokenizer"},
+    "tokenizers": {"batches.encoders", "export", "evals", "importing.llama2c_tokenizer"},
     "safetensors": {"model.tensor_files"},
     "torch": {"export"},
 }

@@ -108,6 +108,7 @@ class PartWriter:
     Attributes:
       documents: held by the parts that earlier runs finished. They are the unit's first: do not
         add them again.
+      parts: finished.
     """
 
     def __init__(
@@ -122,11 +123,11 @@ class PartWriter:
     ) -> None:
         self._root, self._unit, self._key = files.path(folder), unit, key
         self._dtype, self._limit, self._notes = dtype, shard_tokens, notes
-        self.documents = self._part = 0
+        self.documents = self.parts = 0
         self._part_files: _PartFiles | None = None
-        while record := self._finished(self._part):
+        while record := self._finished(self.parts):
             self.documents += record["documents"]
-            self._part += 1
+            self.parts += 1
 
     def _finished(self, part: int) -> dict[str, Any] | None:
         """The record of a part that is there whole."""
@@ -148,7 +149,7 @@ class PartWriter:
     ) -> None:
         """Appends a document: its id, UTF-8 bytes, token ids, and the mask of what bears loss."""
         if self._part_files is None:
-            self._part_files = _PartFiles(self._root, self._unit, self._part, self._dtype)
+            self._part_files = _PartFiles(self._root, self._unit, self.parts, self._dtype)
         self._part_files.add(key, text_bytes, tokens, loss)
         if self._part_files.tokens >= self._limit:
             self._close_part()
@@ -156,16 +157,16 @@ class PartWriter:
     def _close_part(self) -> None:
         assert self._part_files is not None
         record = {"key": self._key} | self._part_files.close() | {"notes": self._notes()}
-        files.write_json(self._root / name_of("part", self._unit, self._part, ".json"), record)
-        self._part_files, self._part = None, self._part + 1
+        files.write_json(self._root / name_of("part", self._unit, self.parts, ".json"), record)
+        self._part_files, self.parts = None, self.parts + 1
 
     def close(self, record: dict[str, Any]) -> int:
         """Ends the unit: closes its last part, notes `record` as the unit's; returns its parts."""
         if self._part_files is not None:
             self._close_part()
-        whole = {"key": self._key, "parts": self._part} | record
+        whole = {"key": self._key, "parts": self.parts} | record
         files.write_json(self._root / f"unit-{self._unit:05d}.json", whole)
-        return self._part
+        return self.parts
 
 
 class _PartFiles:

@@ -22,7 +22,7 @@ import jax
 import tokenizers
 
 from midjax import files, log
-from midjax.batches import shards, tokenize
+from midjax.batches import shards, vocabulary
 from midjax.evals import generate, loss, needle
 from midjax.evals.generate import Samples
 from midjax.evals.loss import LongDocuments
@@ -165,7 +165,8 @@ def check(
         have, rows beyond the context, prompts that don't fit, a batch or a row that doesn't divide
         over the mesh, keys that can't be hidden.
     """
-    tokenizer, facts = tokenize.load_tokenizer(config.tokenizer, None, None)
+    opened = vocabulary.FastTokenizer(path=config.tokenizer, bos_token=None, eos_token=None).open()
+    tokenizer, facts = opened.tokenizer, opened.facts
     if facts["vocab_size"] > model_config.vocab_size:
         raise ValueError(
             f"The tokenizer in {config.tokenizer!r} has {facts['vocab_size']} tokens, the model "

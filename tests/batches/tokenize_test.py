@@ -9,7 +9,7 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from midjax import demo_data, files
 from midjax.batches import shards, tokenize
-from midjax.corpora import text
+from midjax.corpora import formats, text
 
 TOKENIZER = str(demo_data.path("tokenizer"))
 BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
@@ -21,7 +21,9 @@ def config(tmp_path):
     path = tmp_path / "in.jsonl"
     rows = [{"id": f"d{i}", "text": t} for i, t in enumerate(TEXTS)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{\n")
-    source = text.JsonLines(path=str(path), text_field="text", id_field="id", max_bad_lines=1)
+    source = text.JsonLines(
+        path=str(path), format=formats.Text(field="text"), id_field="id", max_bad_records=1
+    )
     return tokenize.Tokenize(
         sources={"s": source},
         tokenizer=TOKENIZER,

@@ -10,8 +10,8 @@ import tiny_run as tiny
 
 from midjax import __main__ as cli
 from midjax import checkpoint, config, export
-from midjax.batches import loader, tokenize
-from midjax.corpora import text
+from midjax.batches import loader, tokenize, vocabulary
+from midjax.corpora import formats, text
 from midjax.evals import run as evals
 from midjax.mixture import order
 
@@ -73,11 +73,14 @@ def stories(tmp_path: pathlib.Path, tokenizer: str) -> loader.Data:
     (tmp_path / "stories.txt").write_text(f"\n{SEPARATOR}\n".join(texts))
     root = tokenize.Tokenize(
         sources={
-            "stories": text.PlainText(path=str(tmp_path / "stories.txt"), separator=SEPARATOR)
+            "stories": text.PlainText(
+                path=str(tmp_path / "stories.txt"),
+                separator=SEPARATOR,
+                format=formats.Text(field="text"),
+                max_bad_records=0,
+            )
         },
-        tokenizer=tokenizer,
-        bos_token="<s>",
-        eos_token=None,
+        tokenizer=vocabulary.FastTokenizer(path=tokenizer, bos_token="<s>", eos_token=None),
         output=str(tmp_path / "tokens"),
         shard_tokens=1_000_000,
     )

@@ -15,8 +15,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from midjax import files
-from midjax.batches import tokenize
-from midjax.corpora import text
+from midjax.batches import tokenize, vocabulary
+from midjax.corpora import formats, text
 from midjax.evals import run as evals
 from midjax.model import architecture, rope, sharding, transformer
 
@@ -44,12 +44,19 @@ def tokenized(tmp_path, output, tokenizer, **changes):
         path = tmp_path / f"{name}.jsonl"
         path.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
         sources[name] = text.JsonLines(
-            path=str(path), text_field="text", id_field=None, max_bad_lines=0
+            path=str(path),
+            format=formats.Text(field="text"),
+            id_field=None,
+            max_bad_records=0,
         )
     fields = {"bos_token": "<s>", "eos_token": "</s>"} | changes
     tokenize.run(
         tokenize.Tokenize(
-            sources=sources, tokenizer=tokenizer, output=output, shard_tokens=1000, **fields
+            sources=sources,
+            tokenizer=vocabulary.FastTokenizer(path=tokenizer, **fields),
+            output=output,
+            shard_tokens=1000,
+            processes=1,
         )
     )
 

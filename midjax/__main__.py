@@ -20,6 +20,7 @@ midjax {version}: mid-training of language models in JAX
   --gin.Class.field=VALUE  overrides one field; strings such as paths need no quotes
   midjax show VERB ...     prints every field that VERB would use, marks what differs from its
                            default, and runs nothing
+  midjax show mixture ...  what a training recipe will read, by stage and source, before it runs
   midjax VERB --help       what a verb does, writes and can be repeated with
 
 Recipes: {recipes}
@@ -90,9 +91,28 @@ def _load(verb: str, arguments: list[str]) -> Any:
 def _show(arguments: list[str]) -> None:
     from midjax import config
 
+    if arguments[:1] == ["mixture"]:
+        _show_mixture(arguments[1:])
+        return
     if not arguments or arguments[0] not in config.ROOTS:
-        raise ValueError(f"show needs one of {', '.join(config.ROOTS)}, and its --gin_file=RECIPE")
+        raise ValueError(
+            f"show needs one of {', '.join(config.ROOTS)}, mixture, and its --gin_file=RECIPE"
+        )
     print(config.show(_load(arguments[0], arguments[1:])))
+
+
+def _show_mixture(arguments: list[str]) -> None:
+    root = _load("train", arguments)
+    _guard_train(root)
+    from midjax.mixture import plan
+    from midjax.train import prepare
+
+    mixed = prepare.mix(root)
+    for sentence in root.data.mixture.unnormalised():
+        print(sentence)
+    if mixed.position.changed:
+        print(f"changed: a new stage of {root.run_dir} from step {mixed.first_step + 1} on")
+    print(plan.table(mixed.loader.order))
 
 
 def _tokenize(arguments: list[str]) -> None:
@@ -112,17 +132,27 @@ LOOSE_WHEN_RESUMING = (
     "checkpoint",
     "model.remat",
     "model.loss_chunk_tokens",
+    # What changes in them is a new stage from here on, or is refused: see train/continuity.py.
+    "data.mixture",
+    "data.sources",
 )
 
 
-def _train(arguments: list[str]) -> None:
-    root = _load("train", arguments)
+def _guard_train(root: Any) -> None:
+    """A run that would resume has the configuration that it began with, but for what is loose."""
     from midjax import checkpoint, config, log
-    from midjax.train import loop
 
     if checkpoint.steps(root.run_dir):
         for line in config.guard_resume(root, root.run_dir, LOOSE_WHEN_RESUMING):
             log.say(f"changed since this run began: {line}")
+
+
+def _train(arguments: list[str]) -> None:
+    root = _load("train", arguments)
+    _guard_train(root)
+    from midjax import config, log
+    from midjax.train import loop
+
     begun = loop.begin(root)  # a recipe that cannot run leaves no run directory behind
     config.save(root, root.run_dir)
     log.say(f"every setting: {root.run_dir}/config.gin")
@@ -280,7 +310,8 @@ Writes Train.run_dir: config.json, config.gin, metrics.jsonl (a row per update),
 checkpoints/<step>/. If that folder holds a checkpoint of this run, the newest whole one is
 resumed, whatever Start says (damaged ones are set aside, and it says so); otherwise Start says
 what the run begins from. The recipe must be the one that the run began with, but for run_dir,
-mesh, microbatches, checkpoint, model.remat and model.loss_chunk_tokens.""",
+mesh, microbatches, checkpoint, model.remat and model.loss_chunk_tokens, and for the mixture: one
+that changed is a new stage from the next row on, and each source goes on where it was.""",
     ),
     "eval": Verb(
         _eval,
@@ -313,8 +344,12 @@ Reads metrics.jsonl, events.jsonl, config.json and eval/*.json. Prints the table
         "prints what a verb would use and runs nothing",
         """\
   midjax show train --gin_file=gin/recipes/demo_midtrain.gin --gin.Train.train_tokens=1_000_000
+  midjax show mixture --gin_file=gin/recipes/demo_midtrain.gin
 
-Every field as `path = value`; `*` marks what differs from its default.""",
+With a verb, every field as `path = value`; `*` marks what differs from its default. With `mixture`,
+what `midjax train` will read, counted row by row: shares asked and in force, tokens, epochs and
+repeats of each stage and source. It fails where train would: a cap that would be broken, a source
+that runs dry. It needs the token folders, and the checkpoint that Start names.""",
     ),
 }
 

@@ -23,7 +23,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from midjax import files, trees
 
-FORMAT = 2  # 1 had no seal and no list of arrays
+FORMAT = 3  # 2 had no history of mixtures; 1 had no seal and no list of arrays
 
 
 # Words in TensorStore's errors that speak of the way to the files, not of the files.

@@ -8,7 +8,7 @@ import numpy as np
 
 from midjax import checkpoint
 from midjax.batches import loader, shards
-from midjax.mixture import order
+from midjax.mixture import stages as stages_lib
 from midjax.model import architecture, rope, sharding
 from midjax.train import optimizer, recipe, schedule, start, step
 
@@ -71,9 +71,9 @@ def begin(kind: str = "fresh", **kwargs) -> start.Start:
 def mixture(*stages: tuple[int, dict[str, float]], seed: int = 1, cap: float = 50.0):
     stages = stages or ((0, {"prose": 0.6, "code": 0.2, "maths": 0.2}),)
     names = {name for _, weights in stages for name in weights}
-    return order.Mixture(
+    return stages_lib.Mixture(
         stages=tuple(
-            order.Stage(name=f"s{i}", start_tokens=tokens, weights=weights)
+            stages_lib.Stage(name=f"s{i}", start_tokens=tokens, weights=weights)
             for i, (tokens, weights) in enumerate(stages)
         ),
         max_epochs=dict.fromkeys(names, cap),
@@ -82,7 +82,7 @@ def mixture(*stages: tuple[int, dict[str, float]], seed: int = 1, cap: float = 5
     )
 
 
-def data(tokens: pathlib.Path, mix: order.Mixture | None = None, **kwargs) -> loader.Data:
+def data(tokens: pathlib.Path, mix: stages_lib.Mixture | None = None, **kwargs) -> loader.Data:
     mix = mix or mixture()
     given = {
         "sources": {

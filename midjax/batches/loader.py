@@ -25,6 +25,7 @@ from midjax.batches import assemble, pack, permute, plans, rows, shards
 from midjax.batches import batch as batch_lib
 from midjax.batches import starts as starts_lib
 from midjax.mixture import order as order_lib
+from midjax.mixture import stages as stages_lib
 
 # Rows whose pieces are looked up at a time: arithmetic on arrays costs little more than on numbers.
 _CHUNK_ROWS = 1024
@@ -85,7 +86,7 @@ class Data:
     """
 
     sources: Mapping[str, Source]
-    mixture: order_lib.Mixture
+    mixture: stages_lib.Mixture
     row_tokens: int
     batch_rows: int
     workers: int = 0
@@ -170,7 +171,7 @@ class Loader:
       data: sources and mixture.
       opened: `Opened(data)`.
       total_rows: rows of the run.
-      base_rows: see `Order`.
+      base_rows, past: see `Order`.
 
     Raises:
       ValueError: a source is empty or a cap is broken. Before any device work.
@@ -183,6 +184,7 @@ class Loader:
         *,
         total_rows: int,
         base_rows: Mapping[str, int] | None = None,
+        past: order_lib.Past = order_lib.NOTHING,
     ) -> None:
         self.data, self.names = data, opened.names
         self._rows = [opened.rows(name, data.mixture.seed) for name in self.names]
@@ -193,8 +195,9 @@ class Loader:
             row_tokens=data.row_tokens,
             total_rows=total_rows,
             base_rows=base_rows,
+            past=past,
         )
-        self._again = data, total_rows, base_rows
+        self._again = data, total_rows, base_rows, past
 
     def __reduce__(self) -> tuple:
         # A worker opens the folders by itself: what lies in files is not sent.
@@ -215,17 +218,21 @@ class Loader:
         made = assemble.batch(pieces, source, self._texts, self.data.row_tokens)
         return made, np.stack([source, row_id], axis=1)
 
+    def row_id(self, name: str, number: int) -> list[int]:
+        """[row, its first document] of a source's plan that is its row `number` over all epochs."""
+        row, pieces = self._rows[self.names.index(name)].pieces(np.array([number]))
+        return [int(row[0]), int(pieces.document[0])]
+
     def last_rows(self, next_row: int, count: int = 8) -> list[list[Any]]:
-        """[source, row in the source's plan, its first document] of the rows before `next_row`.
+        """[source, `row_id`] of the last `count` rows before `next_row`.
+
+        Fewer where the order begins later.
 
         What a resumed run compares: that the same indices still mean the same rows.
         """
-        found = self.rows(max(0, next_row - count), next_row)
-        columns = (found.source, found.row_id, found.pieces.document[found.pieces.first[:-1]])
-        return [
-            [self.names[k], row, document]
-            for k, row, document in zip(*(c.tolist() for c in columns), strict=True)
-        ]
+        sources, numbers = self.order.rows(max(self.order.first_row, next_row - count), next_row)
+        names = [self.names[k] for k in sources]
+        return [[n, self.row_id(n, k)] for n, k in zip(names, numbers.tolist(), strict=True)]
 
     def batches(
         self,
@@ -342,8 +349,11 @@ class _Iterator(Iterator[tuple[batch_lib.Batch, np.ndarray]]):
         self._elements.close()
 
 
-def _loader(data: Data, total_rows: int, base_rows: Mapping[str, int] | None) -> Loader:
-    return Loader(data, Opened(data), total_rows=total_rows, base_rows=base_rows)
+def _loader(
+    data: Data, total_rows: int, base_rows: Mapping[str, int] | None, past: order_lib.Past
+) -> Loader:
+    opened = Opened(data)
+    return Loader(data, opened, total_rows=total_rows, base_rows=base_rows, past=past)
 
 
 def _same(sources: Mapping[str, shards.TokenSource], key: str) -> Any:

@@ -1,124 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
 """The mixture as a pure function: global row index -> (source, how many rows of it came before).
 
-Each stage repeats one pattern of `PERIOD_BLOCKS` blocks in which every source has an exact count
-(largest remainder) and is spread evenly, so that each block holds its share to within one row.
-Inside a block the order is shuffled by seed. Prefix counts make any row computable, so the
-position of a run is one integer, the same for any number of hosts. Rows have a fixed number of
-tokens and hold one source each: weights are shares of tokens, not of documents.
+In every block and every prefix of blocks each source has its share to within one row; inside a
+block the order is shuffled by seed. Prefix counts make any row computable, so the position of a run
+is one integer, the same for any number of hosts. Rows have a fixed number of tokens and hold one
+source each: weights are shares of tokens, not of documents.
 """
 
 import bisect
 import dataclasses
 import functools
-import hashlib
-import json
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from midjax import units
+from midjax.mixture import segments as segments_lib
+from midjax.mixture import stages as stages_lib
 
-# A weight is exact to one part in PERIOD_BLOCKS * block_rows.
-PERIOD_BLOCKS = 256
+# Rows that are computed at once, or one block, whichever is more.
+_CHUNK_ROWS = 1024
+_CHUNKS_KEPT = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Stage:
-    """Weights from `start_tokens` on, until the next stage starts.
+class Past:
+    """Rows of a run that were drawn under an earlier mixture: they stay what they were.
 
     Attributes:
-      name: for logs and reports.
-      start_tokens: tokens since the run began; rounded up to whole rows. The first stage has 0.
-      weights: source -> share of tokens. They need not sum to 1: they are normalised, and the run
-        says so. Zero means that the source rests in this stage.
+      first_row: first global row of the mixture in force.
+      drawn: source -> rows of it among the rows before; sources that the mixture leaves out too.
     """
 
-    name: str
-    start_tokens: int
-    weights: Mapping[str, float]
-
-    def __post_init__(self) -> None:
-        bad = {k: w for k, w in self.weights.items() if not 0 <= w < float("inf")}
-        if bad or not sum(self.weights.values()) > 0:
-            raise ValueError(
-                f"Stage {self.name!r}: weights must be 0 or more, with a sum above 0, got "
-                f"{dict(self.weights)}."
-            )
-
-    def shares(self, names: tuple[str, ...]) -> np.ndarray:
-        """Normalised weights in the order of `names`, [sources]."""
-        weights = np.array([self.weights.get(name, 0.0) for name in names], np.float64)
-        return weights / weights.sum()
+    first_row: int
+    drawn: Mapping[str, int]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Mixture:
-    """Staged weights with caps.
-
-    Attributes:
-      stages: in order of `start_tokens`, the first at 0.
-      max_epochs: source -> how often its rows may be seen in this run (1.0 = once). Checked before
-        the run starts. Every source that has a weight needs a cap.
-      seed: of the order inside blocks and of each source's permutations.
-      block_rows: rows between two points at which the shares are kept to within one row.
-    """
-
-    stages: tuple[Stage, ...]
-    max_epochs: Mapping[str, float]
-    seed: int
-    block_rows: int
-
-    def __post_init__(self) -> None:
-        starts = [stage.start_tokens for stage in self.stages]
-        if not starts or starts[0] != 0 or starts != sorted(set(starts)):
-            raise ValueError(
-                "Mixture.stages must start at 0 tokens and rise, got start_tokens "
-                f"{starts}. Put the stages in order and the first at 0."
-            )
-        if not 0 <= self.seed < 1 << 32:
-            raise ValueError(f"Mixture.seed must lie in [0, 2^32), got {self.seed}.")
-        if self.block_rows < 1:
-            raise ValueError(f"Mixture.block_rows must be 1 or more, got {self.block_rows}.")
-        if missing := sorted(set(self.names) - set(self.max_epochs)):
-            raise ValueError(
-                f"Mixture.max_epochs has no cap for {missing}. Say how many epochs of each source "
-                "this run may see."
-            )
-        if unused := sorted(set(self.max_epochs) - set(self.names)):
-            raise ValueError(
-                f"Mixture.max_epochs caps {unused}, which no stage gives a weight; the stages know "
-                f"{list(self.names)}."
-            )
-
-    @functools.cached_property
-    def names(self) -> tuple[str, ...]:
-        """Sources of all stages, sorted: a source's index is its place here."""
-        return tuple(sorted({name for stage in self.stages for name in stage.weights}))
-
-    def unnormalised(self) -> list[str]:
-        """One sentence for each stage whose weights do not sum to 1."""
-        return [
-            f"weights of stage {s.name!r} sum to {total:.6g}; normalised to 1"
-            for s in self.stages
-            if abs((total := sum(s.weights.values())) - 1) > 1e-6
-        ]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PlanRow:
-    """What one stage draws from one source."""
-
-    stage: str
-    source: str
-    share: float
-    rows: int
-    tokens: int
-    epochs: float
+NOTHING = Past(first_row=0, drawn={})
 
 
 class Order:
     """`order[i] -> (source index, row number of that source)`; satisfies Grain's selection map.
+
+    Row numbers of a source count on, over stages, epochs, mixtures and runs.
+
+    Attributes:
+      names: sources, sorted; an index is a place here.
+      source_rows: rows in one epoch of each, [sources].
+      base: rows of each that were drawn before the run, [sources].
+      first_row: first global row that this mixture orders.
 
     Args:
       mixture: stages, caps, seed.
@@ -126,7 +56,8 @@ class Order:
       row_tokens: tokens per row.
       total_rows: rows of the run.
       base_rows: source -> rows of it that were drawn before this run began (a branch that keeps
-        its data position); 0 where absent.
+        its data position); 0 where absent. Caps do not count them.
+      past: rows of this run that another mixture drew. Caps count them.
 
     Raises:
       ValueError: a source is missing or empty, a weight is too small to be drawn, a cap is broken,
@@ -135,196 +66,221 @@ class Order:
 
     def __init__(
         self,
-        mixture: Mixture,
+        mixture: stages_lib.Mixture,
         *,
         source_rows: Mapping[str, int],
         row_tokens: int,
         total_rows: int,
         base_rows: Mapping[str, int] | None = None,
+        past: Past = NOTHING,
     ) -> None:
-        self.mixture, self.names = mixture, mixture.names
+        self.mixture, self.names, self.past = mixture, mixture.names, past
         self.row_tokens, self.total_rows = row_tokens, total_rows
-        if missing := sorted(set(self.names) - set(source_rows)):
-            raise ValueError(
-                f"The mixture has weights for {missing}, and the sources are "
-                f"{sorted(source_rows)}. Add the source or drop the weight."
-            )
-        self.source_rows = np.array([source_rows[name] for name in self.names], np.int64)
-        self.base = np.array([(base_rows or {}).get(name, 0) for name in self.names], np.int64)
-        self._starts = [
-            units.rows_of_tokens(stage.start_tokens, row_tokens) for stage in mixture.stages
-        ]
-        for stage, start in zip(mixture.stages[1:], self._starts[1:], strict=True):
-            if start >= total_rows:
-                raise ValueError(
-                    f"Stage {stage.name!r} begins at {stage.start_tokens} tokens and the run ends "
-                    f"at {total_rows * row_tokens}: it would never be reached. Begin it earlier, "
-                    "train on more tokens, or drop it."
-                )
-        self._period = PERIOD_BLOCKS * mixture.block_rows
-        self._patterns = [self._pattern(stage) for stage in mixture.stages]
-        # Rows of each source before each place of the pattern, [period + 1, sources].
-        one_hot = np.eye(len(self.names), dtype=np.int64)
-        self._prefix = [
-            np.vstack([np.zeros_like(one_hot[0]), np.cumsum(one_hot[p], axis=0)])
-            for p in self._patterns
-        ]
-        self._stage_base = [np.zeros(len(self.names), np.int64)]
-        for s, (start, end) in enumerate(zip(self._starts, self._starts[1:], strict=False)):
-            self._stage_base.append(self._stage_base[s] + self._within(s, end - start))
-        self._block = functools.lru_cache(maxsize=64)(self._shuffled_block)
+        self.first_row = past.first_row
+        _check_sources(mixture, source_rows, row_tokens)
+        self.source_rows = self._column(source_rows)
+        self.base = self._column(base_rows or {})
+        self._before = self._column(past.drawn)
+        self.stages = stages_lib.in_rows(mixture, source_rows, row_tokens, total_rows)
+        caps = np.array([mixture.max_epochs[name] for name in self.names])
+        # Rows of each source that the run may draw; 2^62 is no limit.
+        self.most = np.minimum(caps * self.source_rows + 1e-9, 2.0**62).astype(np.int64)
+        shifts = mixture.over_cap == "shift"
+        self._segments = segments_lib.build(
+            mixture,
+            self.stages,
+            first_row=self.first_row,
+            room=self.most - self._before if shifts else None,
+        )
+        self._starts = [segment.begin for segment in self._segments]
+        totals = [np.zeros(len(self.names), np.int64)]
+        for segment in self._segments[:-1]:
+            assert segment.end is not None
+            totals.append(totals[-1] + segment.count(segment.end - segment.begin))
+        self._totals = totals
+        self._cached()
+        # What this mixture would have drawn before its first row is not what was drawn.
+        self._moved = self._before - self._virtual(self.first_row)
         self._check_caps()
+
+    def _column(self, rows: Mapping[str, int]) -> np.ndarray:
+        return np.array([rows.get(name, 0) for name in self.names], np.int64)
+
+    def _cached(self) -> None:
+        self._chunk = functools.lru_cache(maxsize=_CHUNKS_KEPT)(self._make_chunk)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_chunk"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._cached()
 
     def __len__(self) -> int:
         return self.total_rows
 
     def __getitem__(self, index: int) -> tuple[int, int]:
-        stage = self.stage_at(index)
-        offset = int(index) - self._starts[stage]
-        block, place = divmod(offset, self.mixture.block_rows)
-        sources, numbers = self._block(stage, block)
-        return int(sources[place]), int(numbers[place])
+        sources, numbers = self.rows(int(index), int(index) + 1)
+        return int(sources[0]), int(numbers[0])
 
     def rows(self, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
         """Global rows [begin, end): (source indices [rows] int64, row numbers [rows] int64).
 
-        `self[i]` for each of them; any `begin`, in time that depends on `end - begin` only.
+        `self[i]` for each of them; any `begin` from `first_row` on, in time that depends on
+        `end - begin` only.
         """
-        assert 0 <= begin <= end, (begin, end)
+        assert self.first_row <= begin <= end, (self.first_row, begin, end)
         sources, numbers = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         while begin < end:
-            stage = self.stage_at(begin)
-            block, place = divmod(begin - self._starts[stage], self.mixture.block_rows)
+            at = bisect.bisect_right(self._starts, begin) - 1
+            chunk, place = divmod(begin - self._starts[at], self._chunk_rows)
             piece = slice(place, place + end - begin)
-            found = self._block(stage, block)
-            sources.append(found[0][piece])
-            numbers.append(found[1][piece])
+            inside = self._chunk(at, chunk)
+            sources.append(inside[0][piece])
+            numbers.append(inside[1][piece])
             begin += len(sources[-1])
-        return np.concatenate(sources), np.concatenate(numbers)
+        found = np.concatenate(sources)
+        return found, np.concatenate(numbers) + (self.base + self._moved)[found]
 
     def stage_at(self, index: int) -> int:
         """Index of the stage that row `index` belongs to."""
-        return bisect.bisect_right(self._starts, int(index)) - 1
+        return self._segment_at(index).stage
+
+    def shares(self, index: int) -> np.ndarray:
+        """Share of each source in force at row `index`, [sources]: rounded, shifted, ramped."""
+        segment = self._segment_at(index)
+        return segment.shares((int(index) - segment.begin) // self.mixture.block_rows)
+
+    def stage_shares(self, stage: int) -> np.ndarray:
+        """Shares in force at the end of a stage, [sources]."""
+        last = [segment for segment in self._segments if segment.stage == stage][-1].last
+        return last / last.sum()
 
     def counts(self, index: int) -> np.ndarray:
-        """Rows of each source among global rows [0, index), [sources]; without `base_rows`.
+        """Rows of each source among the run's rows [0, index), [sources]; without `base_rows`.
 
-        Exact at every index, in time that doesn't depend on it.
+        Exact at every index from `first_row` on, in time that doesn't depend on it.
         """
-        if index == 0:
-            return np.zeros(len(self.names), np.int64)
-        stage = self.stage_at(index - 1)
-        offset = int(index) - self._starts[stage]
-        block, place = divmod(offset, self.mixture.block_rows)
-        done = self._stage_base[stage] + self._within(stage, block * self.mixture.block_rows)
-        if place:
-            sources, _ = self._block(stage, block)
-            done = done + np.bincount(sources[:place], minlength=len(self.names))
-        return done
+        assert index >= self.first_row, (index, self.first_row)
+        return self._moved + self._virtual(index)
+
+    def drawn(self, index: int) -> dict[str, int]:
+        """`counts` by name, with the sources that only an earlier mixture of the run had."""
+        now = dict(zip(self.names, self.counts(index).tolist(), strict=True))
+        return dict(self.past.drawn) | now
 
     def epochs(self, index: int) -> np.ndarray:
         """Epochs of each source seen before global row `index`, those before the run included."""
         return (self.base + self.counts(index)) / self.source_rows
 
-    def plan(self) -> list[PlanRow]:
-        """What each stage of the whole run draws from each source."""
-        rows = []
-        ends = [*self._starts[1:], self.total_rows]
-        for s, stage in enumerate(self.mixture.stages):
-            begin, end = (min(i, self.total_rows) for i in (self._starts[s], ends[s]))
-            drawn = self.counts(end) - self.counts(begin)
-            for k, name in enumerate(self.names):
-                rows.append(
-                    PlanRow(
-                        stage=stage.name,
-                        source=name,
-                        share=float(stage.shares(self.names)[k]),
-                        rows=int(drawn[k]),
-                        tokens=int(drawn[k]) * self.row_tokens,
-                        epochs=float(drawn[k] / self.source_rows[k]),
-                    )
-                )
-        return rows
-
     def fingerprint(self) -> str:
         """Hash of everything that decides the order: equal fingerprints give equal rows."""
-        facts = {
-            "names": self.names,
-            "rows": self.source_rows.tolist(),
-            "base": self.base.tolist(),
-            "row_tokens": self.row_tokens,
-            "starts": self._starts,
-            "shares": [s.shares(self.names).tolist() for s in self.mixture.stages],
-            "seed": self.mixture.seed,
-            "block_rows": self.mixture.block_rows,
-            "period_blocks": PERIOD_BLOCKS,
-        }
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        return fingerprint(
+            self.mixture,
+            source_rows=dict(zip(self.names, self.source_rows.tolist(), strict=True)),
+            row_tokens=self.row_tokens,
+            total_rows=self.total_rows,
+            base_rows=dict(zip(self.names, self.base.tolist(), strict=True)),
+            past=self.past,
+        )
 
-    def _pattern(self, stage: Stage) -> np.ndarray:
-        """Sources of one period, each spread evenly, [period]."""
-        shares = stage.shares(self.names)
-        counts = largest_remainder(shares, self._period)
-        for name, share, count in zip(self.names, shares, counts, strict=True):
-            if share > 0 and count == 0:
-                raise ValueError(
-                    f"Stage {stage.name!r}: the weight of {name!r} is {share:.2g} of the tokens, "
-                    f"less than one row in {self._period}. Raise the weight, drop the source, or "
-                    "raise Mixture.block_rows."
-                )
-        times = np.concatenate([(np.arange(c) + 0.5) / max(c, 1) for c in counts])
-        sources = np.repeat(np.arange(len(self.names)), counts)
-        return sources[np.argsort(times, kind="stable")]
+    def _segment_at(self, index: int) -> segments_lib.Segment:
+        return self._segments[bisect.bisect_right(self._starts, int(index)) - 1]
 
-    def _within(self, stage: int, rows: int) -> np.ndarray:
-        """Rows of each source among the first `rows` of a stage, at a block's edge or its end."""
-        periods, rest = divmod(int(rows), self._period)
-        return periods * self._prefix[stage][-1] + self._prefix[stage][rest]
+    @property
+    def _chunk_blocks(self) -> int:
+        return max(1, _CHUNK_ROWS // self.mixture.block_rows)
 
-    def _shuffled_block(self, stage: int, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """(source, row number of that source) of each row of a block."""
-        begin = block * self.mixture.block_rows
-        size = self.mixture.block_rows
-        if stage + 1 < len(self._starts):  # the stage's last block may be cut short
-            size = min(size, self._starts[stage + 1] - self._starts[stage] - begin)
-        sources = np.take(self._patterns[stage], np.arange(begin, begin + size), mode="wrap")
-        # Raw bits, as NumPy keeps a bit generator's stream stable between versions.
-        bits = np.random.Philox(key=[self.mixture.seed, (stage << 48) + block])
-        sources = sources[np.argsort(bits.random_raw(size), kind="stable")]
-        numbers = np.empty(size, np.int64)
-        first = self.base + self._stage_base[stage] + self._within(stage, begin)
-        for k in range(len(self.names)):
-            (places,) = np.nonzero(sources == k)
-            numbers[places] = first[k] + np.arange(len(places))
+    @property
+    def _chunk_rows(self) -> int:
+        return self._chunk_blocks * self.mixture.block_rows
+
+    def _virtual(self, index: int) -> np.ndarray:
+        """Counts as if this mixture had been in force from row 0 on."""
+        if index == 0:
+            return np.zeros(len(self.names), np.int64)
+        at = bisect.bisect_right(self._starts, index - 1) - 1
+        segment = self._segments[at]
+        block, place = divmod(index - segment.begin, self.mixture.block_rows)
+        found = self._totals[at] + segment.before(block)
+        if place:
+            chunk, inside = divmod(block, self._chunk_blocks)
+            first = inside * self.mixture.block_rows
+            sources = self._chunk(at, chunk)[0][first : first + place]
+            found = found + np.bincount(sources, minlength=len(self.names))
+        return found
+
+    def _make_chunk(self, at: int, chunk: int) -> tuple[np.ndarray, np.ndarray]:
+        """(source, `_virtual` count of that source) of each row of some blocks of a segment."""
+        segment = self._segments[at]
+        first = chunk * self._chunk_blocks
+        sources = segment.sources(first, first + self._chunk_blocks)
+        # Numbers count on inside each source: places sorted by source, less where each begins.
+        by_source = np.argsort(sources, kind="stable")
+        counts = np.bincount(sources, minlength=len(self.names))
+        begins = np.cumsum(counts) - counts
+        start = self._totals[at] + segment.before(first)
+        numbers = np.empty_like(sources)
+        numbers[by_source] = np.arange(len(sources)) + (start - begins)[sources[by_source]]
         return sources, numbers
 
     def _check_caps(self) -> None:
         drawn = self.counts(self.total_rows)
-        if empty := [n for n, r in zip(self.names, self.source_rows, strict=True) if r == 0]:
-            raise ValueError(
-                f"{empty} hold no row of {self.row_tokens} tokens. Give more text or drop them."
+        broken = []
+        for k in np.nonzero(drawn > self.most)[0].tolist():
+            rows, cap = self.source_rows[k], self.mixture.max_epochs[self.names[k]]
+            dry = self._dry_row(k)
+            broken.append(
+                f"{self.names[k]}: {drawn[k]} of {rows} rows = {drawn[k] / rows:.2f} epochs, cap "
+                f"{cap:g}, dry at {dry * self.row_tokens} tokens in stage "
+                f"{self.mixture.stages[self.stage_at(dry)].name!r}"
             )
-        broken = [
-            f"{name}: {drawn[k]} of {self.source_rows[k]} rows = "
-            f"{drawn[k] / self.source_rows[k]:.2f} epochs, cap {self.mixture.max_epochs[name]:g}"
-            for k, name in enumerate(self.names)
-            if drawn[k] > self.mixture.max_epochs[name] * self.source_rows[k] + 1e-9
-        ]
         if broken:
             raise ValueError(
                 "The mixture needs more epochs than its caps allow: "
                 + "; ".join(broken)
-                + ". Lower these weights, train on fewer tokens, add text, or raise max_epochs."
+                + ". Lower these weights, train on fewer tokens, add text, raise max_epochs, or "
+                "let the other sources fill in with Mixture.over_cap = 'shift'."
             )
 
+    def _dry_row(self, source: int) -> int:
+        """First row at which a source has no row left under its cap."""
+        rows = range(self.first_row, self.total_rows)
+        return self.first_row + bisect.bisect_left(
+            rows, True, key=lambda row: bool(self.counts(row + 1)[source] > self.most[source])
+        )
 
-def largest_remainder(shares: np.ndarray, total: int) -> np.ndarray:
-    """Integers that sum to `total`, nearest to `shares * total` (Hamilton's method).
 
-    Ties go to the lower index.
-    """
-    ideal = np.asarray(shares, np.float64) * total
-    counts = np.floor(ideal + 1e-9).astype(np.int64)
-    order = np.argsort(-(ideal - counts), kind="stable")
-    counts[order[: total - counts.sum()]] += 1
-    return counts
+def _check_sources(
+    mixture: stages_lib.Mixture, source_rows: Mapping[str, int], row_tokens: int
+) -> None:
+    if missing := sorted(set(mixture.names) - set(source_rows)):
+        raise ValueError(
+            f"The mixture has weights for {missing}, and the sources are "
+            f"{sorted(source_rows)}. Add the source or drop the weight."
+        )
+    if empty := [name for name in mixture.names if source_rows[name] == 0]:
+        raise ValueError(
+            f"{empty} hold no row of {row_tokens} tokens. Give more text or drop them."
+        )
+
+
+def fingerprint(
+    mixture: stages_lib.Mixture,
+    *,
+    source_rows: Mapping[str, int],
+    row_tokens: int,
+    total_rows: int,
+    base_rows: Mapping[str, int] | None = None,
+    past: Past = NOTHING,
+) -> str:
+    """`Order.fingerprint` of an order with these arguments, which need not keep its caps."""
+    _check_sources(mixture, source_rows, row_tokens)
+    facts = {
+        "rows": [source_rows[name] for name in mixture.names],
+        "base": [(base_rows or {}).get(name, 0) for name in mixture.names],
+        "row_tokens": row_tokens,
+        "past": [past.first_row, dict(past.drawn)],
+    }
+    found = stages_lib.in_rows(mixture, source_rows, row_tokens, total_rows)
+    return stages_lib.fingerprint(mixture, found, facts, total_rows)

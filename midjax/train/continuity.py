@@ -7,11 +7,12 @@ All of it is known from JSON, before a device is touched. Every function raises
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from midjax import files, log, trees
 from midjax.batches import loader as loader_lib
+from midjax.mixture import order as order_lib
 from midjax.model import architecture, hf
 from midjax.train import start as start_lib
 
@@ -167,21 +168,74 @@ def steps(origin: start_lib.Origin, data: loader_lib.Data, total_steps: int) -> 
     return origin.step
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where a run goes on in its data.
+
+    Attributes:
+      first_row: global row of the first update.
+      base_rows: source -> rows drawn before the run, those of sources that the mixture leaves out
+        too.
+      past: what earlier mixtures of the run drew, up to the one in force.
+      mixtures: the run's mixtures so far, oldest first, as its checkpoint tells them.
+      changed: the recipe's mixture is not the last of them: it is a new stage from `first_row` on.
+    """
+
+    first_row: int = 0
+    base_rows: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    past: order_lib.Past = order_lib.NOTHING
+    mixtures: tuple[Mapping[str, Any], ...] = ()
+    changed: bool = False
+
+
 def data_position(
-    origin: start_lib.Origin, data: loader_lib.Data, contents: Mapping[str, str]
-) -> tuple[int, dict[str, int]]:
-    """(first global row, rows of each source drawn before the run) for the parts kept.
+    origin: start_lib.Origin,
+    data: loader_lib.Data,
+    contents: Mapping[str, str],
+    recipe_seed: int,
+    fingerprint: Callable[[Position], str],
+) -> Position:
+    """Where each source stands, for the parts that are kept.
+
+    Where the step goes on, a changed mixture is a new stage from the next row on; the rows before
+    stay what they were, and every source goes on at its own place.
 
     Args:
       origin: where the run starts.
       data: the recipe's, with the seed in force.
       contents: `Opened.contents`.
+      recipe_seed: what the recipe says; the seed in force may be a kept one.
+      fingerprint: of the recipe's order at a position, see `Order.fingerprint`.
     """
     if "data" not in origin.parts or not origin.data:
-        return 0, {}
+        return Position()
     theirs = origin.data
-    if "step" in origin.parts:
-        return int(theirs["next_row"]), dict(theirs["base_rows"])
+    _same_text(origin, data, contents, recipe_seed)
+    if "step" not in origin.parts:
+        return Position(base_rows=dict(theirs["drawn_rows"]))
+    last = theirs["mixtures"][-1]
+    found = Position(
+        first_row=int(theirs["next_row"]),
+        base_rows=dict(theirs["base_rows"]),
+        past=order_lib.Past(first_row=last["first_row"], drawn=dict(last["drawn_rows"])),
+        mixtures=tuple(theirs["mixtures"]),
+    )
+    if fingerprint(found) == last["fingerprint"]:
+        return found
+    before = found.base_rows
+    drawn = {name: rows - before.get(name, 0) for name, rows in theirs["drawn_rows"].items()}
+    past = order_lib.Past(first_row=found.first_row, drawn=drawn)
+    return dataclasses.replace(found, past=past, changed=True)
+
+
+def _same_text(
+    origin: start_lib.Origin,
+    data: loader_lib.Data,
+    contents: Mapping[str, str],
+    recipe_seed: int,
+) -> None:
+    """Row numbers of each source mean the rows that they meant."""
+    theirs = origin.data
     wrong = [
         f"the tokens or packing of {name!r} changed"
         for name, content in contents.items()
@@ -191,48 +245,40 @@ def data_position(
         wrong.append(f"row_tokens was {theirs['row_tokens']} and is {data.row_tokens}")
     if theirs["seed"] != data.mixture.seed:
         wrong.append(
-            f"the seed was {theirs['seed']} and is {data.mixture.seed} (put 'rng' in Start.keep)"
+            f"Mixture.seed was {theirs['seed']} and is {data.mixture.seed} (put 'rng' in "
+            "Start.keep)"
         )
+    elif origin.kind == "own" and theirs["recipe_seed"] != recipe_seed:
+        wrong.append(f"Mixture.seed was {theirs['recipe_seed']} and is {recipe_seed}")
     if wrong:
+        advice = "or start a new run" if origin.kind == "own" else "or put 'data' in Start.reset"
         raise start_lib.StartError(
-            f"The data position of {origin.run} cannot be kept, as its row numbers mean other "
-            f"text: {'; '.join(wrong)}. Put 'data' in Start.reset, or undo the change."
+            f"The data position of {origin.run}, step {origin.step}, cannot be kept, as its row "
+            f"numbers mean other text: {'; '.join(wrong)}. Undo the change, {advice}."
         )
-    return 0, dict(theirs["drawn_rows"])
 
 
-def same_data(
-    origin: start_lib.Origin,
-    loader: loader_lib.Loader,
-    contents: Mapping[str, str],
-    recipe_seed: int,
-) -> None:
-    """A run whose data position and step go on reads the rows that it would have read.
+def same_rows(origin: start_lib.Origin, position: Position, loader: loader_lib.Loader) -> None:
+    """The rows before the position, computed anew, are those that the run read.
 
     Args:
       origin: where the run starts.
+      position: `data_position` of it.
       loader: of this run.
-      contents: `Opened.contents`.
-      recipe_seed: what the recipe says; the seed in force may be a kept one.
     """
     if not {"data", "step"} <= origin.parts or not origin.data:
         return
     theirs = origin.data
-    wrong = []
-    if theirs["fingerprint"] != loader.order.fingerprint():
-        wrong.append("the mixture, its seed or the number of rows")
-    if any(theirs["contents"].get(name) != content for name, content in contents.items()):
-        wrong.append("token folders or packing")
-    if origin.kind == "own" and theirs["recipe_seed"] != recipe_seed:
-        wrong.append(f"Mixture.seed ({theirs['recipe_seed']} -> {recipe_seed})")
-    if wrong:
-        raise start_lib.StartError(
-            f"The data differs from what {origin.run} read up to step {origin.step}: "
-            f"{', '.join(wrong)}. Its position means other rows. Restore what changed, or start a "
-            "new run with Start.kind = 'anneal' (add 'data' and 'rng' to Start.keep to go on in "
-            "each source where it was)."
+    if position.changed:
+        pairs = zip(theirs["last_rows"], theirs["last_numbers"], strict=True)
+        same = all(
+            loader.row_id(name, number) == row
+            for (name, row), number in pairs
+            if name in loader.names
         )
-    if theirs["last_rows"] != loader.last_rows(theirs["next_row"]):
+    else:
+        same = theirs["last_rows"] == loader.last_rows(theirs["next_row"])
+    if not same:
         raise start_lib.StartError(
             f"The same recipe and data give other rows than {origin.run} read before step "
             f"{origin.step}: a library shuffles differently. It was written with Grain "

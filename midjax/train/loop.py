@@ -9,6 +9,7 @@ import jax
 
 from midjax import checkpoint, log, units
 from midjax.batches import loader as loader_lib
+from midjax.mixture import plan as plan_lib
 from midjax.model import context, sharding, transformer
 from midjax.train import metrics as metrics_lib
 from midjax.train import optimizer as optimizer_lib
@@ -91,6 +92,7 @@ def _announce(prepared: prepare_lib.Prepared, journal: log.Journal) -> None:
     for sentence in config.data.mixture.unnormalised():
         log.say(f"  {sentence}")
         journal.event("weights_normalised", what=sentence)
+    _announce_mixture(prepared, journal)
     for name, plan in prepared.opened.plans.items():
         for reason, documents in plan.dropped.items():
             log.say(f"  {name}: {documents} documents are in no row: {reason}")
@@ -108,8 +110,33 @@ def _announce(prepared: prepare_lib.Prepared, journal: log.Journal) -> None:
             name: {"rows": len(plan), "padding": plan.padding, "dropped": plan.dropped}
             for name, plan in prepared.opened.plans.items()
         },
-        plan=[dataclasses.asdict(row) for row in prepared.loader.order.plan()],
+        plan=[dataclasses.asdict(row) for row in plan_lib.rows(prepared.loader.order)],
     )
+
+
+def _announce_mixture(prepared: prepare_lib.Prepared, journal: log.Journal) -> None:
+    """What the run will have drawn of each source, and a mixture that changed, said loudly."""
+    mixtures, order = prepared.mixtures, prepared.loader.order
+    if prepared.position.changed:
+        log.say(
+            f"the mixture CHANGED: a new stage from step {prepared.first_step + 1} on (global row "
+            f"{prepared.first_row}); what was read stays, and each source goes on where it was"
+        )
+        old, new = mixtures[-2:]
+        journal.event(
+            "mixture_changed",
+            step=prepared.first_step,
+            first_row=prepared.first_row,
+            old=old["mixture"],
+            new=new["mixture"],
+            drawn_rows=new["drawn_rows"],
+        )
+    for row in plan_lib.totals(order):
+        log.say(
+            f"  {row.source}: {units.human(row.tokens)} tokens in all, {row.share:.1%}, "
+            f"{row.epochs:.2f} epochs"
+            + (f", {units.human(row.repeats)} read before" if row.repeats else "")
+        )
 
 
 def _loop(begun: Begun, journal: log.Journal, store: checkpoint.Store) -> dict[str, Any]:
@@ -137,7 +164,7 @@ def _loop(begun: Begun, journal: log.Journal, store: checkpoint.Store) -> dict[s
         first_step=prepared.first_step,
         first_row=prepared.first_row,
         max_consecutive_skips=config.max_consecutive_skips,
-        restarted=prepared.origin.kind == "own",
+        restarted=prepared.origin.kind == "own" and not prepared.position.changed,
     )
     place = sharding.batch(begun.mesh)
     batch_tokens = config.data.batch_tokens
@@ -178,6 +205,8 @@ def _save(
         "peak_lr": prepared.schedule.peak_lr,
         "model": dataclasses.asdict(prepared.config.model),
         "tokenizer_hash": prepared.opened.tokenizer_hash,
+        "mixtures": prepared.mixtures,
+        "sources": _drawn(prepared, step),
         "parent": origin.manifest["parent"]
         if own
         else {"run": origin.run, "step": origin.step, "huggingface": origin.huggingface},
@@ -187,25 +216,42 @@ def _save(
     store.save(step, params=state.params, opt_state=parts, data=data, facts=facts)
 
 
+def _next_row(prepared: prepare_lib.Prepared, step: int) -> int:
+    rows = (step - prepared.first_step) * prepared.config.data.batch_rows
+    return prepared.first_row + rows
+
+
+def _drawn(prepared: prepare_lib.Prepared, step: int) -> dict[str, dict[str, float | None]]:
+    """Source -> tokens that the run drew of it, and epochs with those before the run."""
+    order, row = prepared.loader.order, _next_row(prepared, step)
+    epochs = dict(zip(order.names, order.epochs(row).tolist(), strict=True))
+    return {
+        name: {"tokens": rows * order.row_tokens, "epochs": epochs.get(name)}
+        for name, rows in order.drawn(row).items()
+    }
+
+
 def _data_item(prepared: prepare_lib.Prepared, step: int) -> dict[str, Any]:
     """The position in the data after an update, and what must agree for it to be kept."""
     data, order = prepared.config.data, prepared.loader.order
-    next_row = prepared.first_row + (step - prepared.first_step) * data.batch_rows
-    drawn = order.base + order.counts(next_row)
-    before, base = prepared.origin.data, dict(prepared.base_rows)
+    next_row = _next_row(prepared, step)
+    before, drawn = prepared.origin.data, order.drawn(next_row)
+    # Sources that this mixture leaves out keep their place, for a later run that has them.
+    base = dict.fromkeys(drawn, 0) | dict(prepared.position.base_rows)
+    last_rows = prepared.loader.last_rows(next_row)
     return {
         "next_row": next_row,
         "row_tokens": data.row_tokens,
         "batch_rows": data.batch_rows,
-        # Sources that this mixture leaves out keep their place, for a later run that has them.
-        "base_rows": base | dict(zip(order.names, order.base.tolist(), strict=True)),
-        "drawn_rows": base | dict(zip(order.names, drawn.tolist(), strict=True)),
+        "base_rows": base,
+        "drawn_rows": {name: rows + drawn.get(name, 0) for name, rows in base.items()},
         # What this run began with: the rest of `drawn_rows` is its own.
         "begun_rows": _begun_rows(prepared.origin),
-        "contents": {n: before["contents"][n] for n in base if n in before["contents"]}
+        "contents": {n: before["contents"][n] for n in base if n in before.get("contents", {})}
         | prepared.opened.contents(),
-        "fingerprint": order.fingerprint(),
-        "last_rows": prepared.loader.last_rows(next_row),
+        "mixtures": prepared.mixtures,
+        "last_rows": last_rows,
+        "last_numbers": order.rows(next_row - len(last_rows), next_row)[1].tolist(),
         "seed": data.mixture.seed,
         "recipe_seed": prepared.recipe_seed,
         "grain": grain.__version__,

@@ -35,8 +35,10 @@ class Recorder:
         skipped                  1 if loss or gradient was not finite: nothing but `step` changed
         loss/NAME                nats per token; null where the batch has none of the source
         tokens/NAME              loss-bearing tokens of the batch
-        asked/NAME               share of tokens that the mixture asks for
-        rows/NAME                rows drawn since global row 0, which a kept step does not reset
+        asked/NAME               share of tokens in force at the batch's first row: as the weights
+                                 ask, on a ramp or shifted by caps
+        rows/NAME                rows drawn since global row 0, which a kept step does not reset;
+                                 times T, the source's tokens so far
         epochs/NAME              epochs drawn, those before the run included
         perf/step_seconds, perf/tokens_per_second
 
@@ -44,7 +46,7 @@ class Recorder:
       data, order, journal: of the run.
       first_step, first_row: where it goes on.
       max_consecutive_skips: see `recipe.Train`.
-      restarted: this run goes on from its own checkpoint.
+      restarted: this run goes on from its own checkpoint, with the same mixture.
     """
 
     def __init__(
@@ -125,12 +127,14 @@ class Recorder:
         return row
 
     def _asked(self, step: int, first_row: int) -> Any:
-        """Shares in force at a batch's first row; an event says when they change."""
-        at = self._order.stage_at(first_row)
-        stage = self._data.mixture.stages[at]
-        shares = stage.shares(self._order.names)
+        """Shares in force at a batch's first row; an event says when a stage begins."""
+        at, shares = self._order.stage_at(first_row), self._order.shares(first_row)
         if at != self._stage:
             self._stage = at
+            name = self._data.mixture.stages[at].name
             weights = dict(zip(self._order.names, shares.tolist(), strict=True))
-            self._journal.event("stage", name=stage.name, step=step, weights=weights)
+            # Rows before it were drawn by another mixture, whose stage may have this name too.
+            if first_row == self._order.first_row > 0:
+                name = f"{name} (changed)"
+            self._journal.event("stage", name=name, step=step, weights=weights)
         return shares

@@ -2,12 +2,12 @@
 """Everything about a run that can be known, and refused, before a device is touched."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from midjax.batches import loader as loader_lib
+from midjax.mixture import order as order_lib
 from midjax.model import architecture, transformer
 from midjax.train import continuity, recipe
 from midjax.train import optimizer as optimizer_lib
@@ -16,20 +16,16 @@ from midjax.train import start as start_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A run that may begin.
+class Mixed:
+    """The data of a run, every row of it decided.
 
     Attributes:
       config: the recipe, with the seed of the data order that is in force.
       recipe_seed: what the recipe said of it.
       origin: what the state starts from.
       opened, loader: the data.
-      schedule: learning rates in steps.
-      optimizer: the Optax chain with these rates.
-      schedule_count: position on the schedule at the start.
       first_step: updates done before.
-      first_row: global row of the first update.
-      base_rows: source -> rows drawn before, those of sources that this mixture leaves out too.
+      position: where the data goes on.
     """
 
     config: recipe.Train
@@ -37,23 +33,55 @@ class Prepared:
     origin: start_lib.Origin
     opened: loader_lib.Opened
     loader: loader_lib.Loader
+    first_step: int
+    position: continuity.Position
+
+    @property
+    def first_row(self) -> int:
+        """Global row of the first update."""
+        return self.position.first_row
+
+    @property
+    def mixtures(self) -> list[dict[str, Any]]:
+        """Mixtures of the run, oldest first, that in force last: what a checkpoint says of them."""
+        found = [dict(mixture) for mixture in self.position.mixtures]
+        if not found or self.position.changed:
+            past = self.position.past
+            entry = {
+                "first_row": past.first_row,
+                "step": self.first_step,
+                "drawn_rows": dict(past.drawn),
+                "fingerprint": self.loader.order.fingerprint(),
+                "mixture": dataclasses.asdict(self.config.data.mixture),
+            }
+            found.append(entry)
+        return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepared(Mixed):
+    """A run that may begin.
+
+    Attributes:
+      schedule: learning rates in steps.
+      optimizer: the Optax chain with these rates.
+      schedule_count: position on the schedule at the start.
+    """
+
     schedule: schedule_lib.Resolved
     optimizer: Any
     schedule_count: int
-    first_step: int
-    first_row: int
-    base_rows: Mapping[str, int]
 
     def lr(self, count: int) -> float:
         """Learning rate of the update at a position on the schedule."""
         return float(schedule_lib.learning_rate(self.schedule)(count))
 
 
-def prepare(config: recipe.Train) -> Prepared:
-    """All checks that need no device, in the order in which a user would want to hear of them.
+def mix(config: recipe.Train) -> Mixed:
+    """What the run would read: its start, its token folders, its mixture. No device is touched.
 
     Raises:
-      ValueError and its kinds: the recipe cannot run.
+      ValueError and its kinds: the recipe's start and data do not go together.
       checkpoint.DamagedError: the JSON of the chosen checkpoint is not what was saved.
     """
     origin = start_lib.choose(config.start, config.run_dir)
@@ -69,33 +97,63 @@ def prepare(config: recipe.Train) -> Prepared:
             f"The tokenizer has {opened.vocab_size} tokens and the model's vocab_size is "
             f"{config.model.vocab_size}. Use the model's own tokenizer."
         )
-    first_row, base_rows = continuity.data_position(origin, data, opened.contents())
     rows_left = max(config.total_steps - first_step, 0) * data.batch_rows
-    loader = loader_lib.Loader(data, opened, total_rows=first_row + rows_left, base_rows=base_rows)
+
+    def fingerprint(position: continuity.Position) -> str:
+        return order_lib.fingerprint(
+            data.mixture,
+            source_rows={name: len(plan) for name, plan in opened.plans.items()},
+            row_tokens=data.row_tokens,
+            total_rows=position.first_row + rows_left,
+            base_rows=position.base_rows,
+            past=position.past,
+        )
+
+    position = continuity.data_position(origin, data, opened.contents(), recipe_seed, fingerprint)
+    loader = loader_lib.Loader(
+        data,
+        opened,
+        total_rows=position.first_row + rows_left,
+        base_rows=position.base_rows,
+        past=position.past,
+    )
+    return Mixed(
+        config=config,
+        recipe_seed=recipe_seed,
+        origin=origin,
+        opened=opened,
+        loader=loader,
+        first_step=first_step,
+        position=position,
+    )
+
+
+def prepare(config: recipe.Train) -> Prepared:
+    """All checks that need no device, in the order in which a user would want to hear of them.
+
+    Raises:
+      ValueError and its kinds: the recipe cannot run.
+      checkpoint.DamagedError: the JSON of the chosen checkpoint is not what was saved.
+    """
+    mixed = mix(config)
+    config, origin = mixed.config, mixed.origin
     schedule = schedule_lib.resolve(
         config.schedule,
         total_steps=config.total_steps,
-        batch_tokens=data.batch_tokens,
+        batch_tokens=config.data.batch_tokens,
         # A kept schedule goes on from its own peak; in its decay the rate in force is lower.
         lr_in_force=origin.manifest.get("peak_lr")
         if "schedule" in origin.parts
         else origin.lr_in_force,
     )
     optimizer = optimizer_lib.make(config.optimizer, schedule_lib.learning_rate(schedule))
-    _check_model(origin, config.model, optimizer, opened.tokenizer_hash)
-    continuity.same_data(origin, loader, opened.contents(), recipe_seed)
+    _check_model(origin, config.model, optimizer, mixed.opened.tokenizer_hash)
+    continuity.same_rows(origin, mixed.position, mixed.loader)
     prepared = Prepared(
-        config=config,
-        recipe_seed=recipe_seed,
-        origin=origin,
-        opened=opened,
-        loader=loader,
+        **{field.name: getattr(mixed, field.name) for field in dataclasses.fields(mixed)},
         schedule=schedule,
         optimizer=optimizer,
         schedule_count=origin.manifest["schedule_count"] if "schedule" in origin.parts else 0,
-        first_step=first_step,
-        first_row=first_row,
-        base_rows=base_rows,
     )
     continuity.learning_rate(origin, config.start, prepared.lr(prepared.schedule_count))
     return prepared

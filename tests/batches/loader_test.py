@@ -9,7 +9,7 @@ import pytest
 
 from midjax.batches import loader as loader_lib
 from midjax.batches import shards
-from midjax.mixture import order as order_lib
+from midjax.mixture import stages as stages_lib
 
 T, B, ROWS = 8, 4, 720
 
@@ -30,8 +30,8 @@ def data(tmp_path):
     for k, (name, documents) in enumerate((("code", 12), ("maths", 20), ("web", 40))):
         write(tmp_path / name, documents, 10_000 * (k + 1))
     stages = (
-        order_lib.Stage(name="a", start_tokens=0, weights={"web": 0.6, "code": 0.3, "maths": 0.1}),
-        order_lib.Stage(
+        stages_lib.Stage(name="a", start_tokens=0, weights={"web": 0.6, "code": 0.3, "maths": 0.1}),
+        stages_lib.Stage(
             name="b", start_tokens=T * 50, weights={"web": 0.2, "code": 0.4, "maths": 0.4}
         ),
     )
@@ -40,7 +40,7 @@ def data(tmp_path):
             name: loader_lib.Source(tokens=str(tmp_path / name), packing=packing)
             for name, packing in (("web", "concat"), ("code", "best_fit"), ("maths", "concat"))
         },
-        mixture=order_lib.Mixture(
+        mixture=stages_lib.Mixture(
             stages=stages, max_epochs=dict.fromkeys(("web", "code", "maths"), 30.0), seed=5,
             block_rows=10,
         ),
@@ -122,14 +122,14 @@ def test_prefetching_changes_nothing(data):
 
 def test_adding_a_source_keeps_the_permutations_of_the_others(data, tmp_path):
     write(tmp_path / "books", 30, 40_000)
-    stage = order_lib.Stage(
+    stage = stages_lib.Stage(
         name="a", start_tokens=0, weights={"web": 0.5, "code": 0.2, "maths": 0.1, "books": 0.2}
     )
     more = dataclasses.replace(
         data,
         sources=dict(data.sources)
         | {"books": loader_lib.Source(tokens=str(tmp_path / "books"), packing="concat")},
-        mixture=order_lib.Mixture(
+        mixture=stages_lib.Mixture(
             stages=(stage,), max_epochs=dict.fromkeys(stage.weights, 30.0), seed=5, block_rows=10
         ),
     )
@@ -165,14 +165,14 @@ def test_base_rows_go_on_where_each_source_was(data):
 def halves(data, at):
     """The sources of `data`, but web as two: documents under `at` tokens, and the others."""
     web = data.sources["web"]
-    stage = order_lib.Stage(name="a", start_tokens=0, weights={"long": 0.34, "short": 0.66})
+    stage = stages_lib.Stage(name="a", start_tokens=0, weights={"long": 0.34, "short": 0.66})
     return dataclasses.replace(
         data,
         sources={
             "long": dataclasses.replace(web, least_tokens=at),
             "short": dataclasses.replace(web, most_tokens=at - 1),
         },
-        mixture=order_lib.Mixture(
+        mixture=stages_lib.Mixture(
             stages=(stage,), max_epochs={"long": 30.0, "short": 30.0}, seed=5, block_rows=50
         ),
     )

@@ -13,7 +13,7 @@ from midjax import checkpoint, config, export
 from midjax.batches import loader, tokenize, vocabulary
 from midjax.corpora import formats, text
 from midjax.evals import run as evals
-from midjax.mixture import order
+from midjax.mixture import stages as stages_lib
 
 
 def verb(folder: pathlib.Path, name: str, root, *more: str) -> int:
@@ -89,8 +89,8 @@ def stories(tmp_path: pathlib.Path, tokenizer: str) -> loader.Data:
         sources={
             "stories": loader.Source(tokens=f"{tmp_path}/tokens/stories", packing="best_fit")
         },
-        mixture=order.Mixture(
-            stages=(order.Stage(name="all", start_tokens=0, weights={"stories": 1.0}),),
+        mixture=stages_lib.Mixture(
+            stages=(stages_lib.Stage(name="all", start_tokens=0, weights={"stories": 1.0}),),
             max_epochs={"stories": 10.0}, seed=0, block_rows=10,
         ),
         row_tokens=256,

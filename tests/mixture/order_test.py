@@ -1,19 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """The order against the definition of its shares, counted one row at a time."""
 
-import fractions
+import itertools
+from multiprocessing import reduction
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from midjax.mixture import order as order_lib
+from midjax.mixture import plan as plan_lib
+from midjax.mixture import stages as stages_lib
 
 
 def mixture(*stages, seed=3, block_rows=10, cap=1e9):
     names = {name for _, _, weights in stages for name in weights}
-    return order_lib.Mixture(
+    return stages_lib.Mixture(
         stages=tuple(
-            order_lib.Stage(name=n, start_tokens=start, weights=w) for n, start, w in stages
+            stages_lib.Stage(name=n, start_tokens=start, weights=w) for n, start, w in stages
         ),
         max_epochs=dict.fromkeys(names, cap),
         seed=seed,
@@ -96,13 +101,13 @@ def test_dict_order_is_no_fact_and_the_seed_is():
 def test_weights_are_normalised_and_said():
     mix = mixture(("s", 0, {"a": 2.0, "b": 6.0}))
     assert mix.unnormalised() == ["weights of stage 's' sum to 8; normalised to 1"]
-    assert [row.share for row in make(mix, total_rows=100).plan()] == [0.25, 0.75]
+    assert [row.share for row in plan_lib.rows(make(mix, total_rows=100))] == [0.25, 0.75]
     assert mixture(THREE).unnormalised() == []
 
 
 def test_plan_adds_up():
     order = make(mixture(THREE, LATER), total_rows=400)
-    plan = order.plan()
+    plan = plan_lib.rows(order)
     assert sum(row.rows for row in plan) == 400
     assert sum(row.rows for row in plan if row.stage == "a") == 137
     assert all(row.tokens == row.rows * 8 and row.epochs == row.rows / 50 for row in plan)
@@ -136,10 +141,10 @@ def test_a_weight_that_is_never_drawn_is_an_error():
 
 
 def test_caps_must_name_the_sources():
-    stage = order_lib.Stage(name="s", start_tokens=0, weights={"a": 1.0})
+    stage = stages_lib.Stage(name="s", start_tokens=0, weights={"a": 1.0})
     for caps, message in (({}, "no cap for"), ({"a": 1, "b": 1}, "which no stage gives a weight")):
         with pytest.raises(ValueError, match=message):
-            order_lib.Mixture(stages=(stage,), max_epochs=caps, seed=0, block_rows=4)
+            stages_lib.Mixture(stages=(stage,), max_epochs=caps, seed=0, block_rows=4)
 
 
 @pytest.mark.parametrize("seed", [-1, 1 << 32])
@@ -154,16 +159,231 @@ def test_a_stage_that_is_never_reached_is_refused():
         make(late)
 
 
-def test_largest_remainder_is_hamiltons():
-    """Hamilton apportionment of the first US House bill of 1792: 120 seats, known result."""
-    population = {
-        "Virginia": 630_560, "Massachusetts": 475_327, "Pennsylvania": 432_879,
-        "North Carolina": 353_523, "New York": 331_589, "Maryland": 278_514,
-        "Connecticut": 236_841, "South Carolina": 206_236, "New Jersey": 179_570,
-        "New Hampshire": 141_822, "Vermont": 85_533, "Georgia": 70_835, "Kentucky": 68_705,
-        "Rhode Island": 68_446, "Delaware": 55_540,
+def test_an_order_goes_to_other_processes():
+    order = make(mixture(THREE, LATER), total_rows=400, base_rows={"code": 11})
+    order.rows(0, 50)
+    other = reduction.ForkingPickler.loads(reduction.ForkingPickler.dumps(order))
+    assert np.array_equal(order.rows(9, 300), other.rows(9, 300))
+    assert order.fingerprint() == other.fingerprint()
+
+
+def test_a_longer_run_begins_with_the_same_rows():
+    short, long = (make(mixture(THREE, LATER), total_rows=n) for n in (273, 999))
+    assert np.array_equal(short.rows(0, 273), long.rows(0, 273))
+    assert short.fingerprint() == long.fingerprint()
+
+
+def test_where_a_source_runs_dry_is_said():
+    mix = mixture(THREE, ("b", 8 * 137, {"web": 0.0, "code": 1.0, "maths": 0.0}), cap=2.0)
+    with pytest.raises(ValueError, match="runs? dry|dry at") as error:
+        make(mix, rows=100, total_rows=400)
+    order = make(mixture(THREE, ("b", 8 * 137, {"web": 0.0, "code": 1.0, "maths": 0.0})), 400)
+    (dry,) = (i for i in range(400) if order[i] == (0, 200))  # the 201st row of code
+    assert f"code: 290 of 100 rows = 2.90 epochs, cap 2, dry at {8 * dry} tokens in stage 'b'" in (
+        str(error.value)
+    )
+
+
+def shifting(*given, caps, total_rows, rows=50, **kwargs):
+    mix = mixture(*given)
+    mix = stages_lib.Mixture(
+        stages=mix.stages, max_epochs=caps, seed=3, block_rows=10, over_cap="shift"
+    )
+    return make(mix, total_rows, rows=rows, **kwargs)
+
+
+def test_caps_shift_to_the_rest_in_proportion():
+    order = shifting(THREE, caps={"web": 100.0, "code": 100.0, "maths": 0.5}, total_rows=500)
+    assert order.counts(500)[1] in (24, 25)  # half an epoch of maths, which asked for 50 rows
+    code, maths, web = order.shares(0)
+    assert maths == pytest.approx(0.05, abs=0.003) and web / code == pytest.approx(3.5, rel=0.01)
+    with pytest.raises(ValueError, match=r"'a': every source .* at its cap, and about \d+ rows"):
+        shifting(THREE, caps={"web": 1.0, "code": 1.0, "maths": 1.0}, total_rows=500)
+
+
+@st.composite
+def weights(draw, names):
+    found = {name: draw(st.integers(0, 20)) for name in names}
+    found[draw(st.sampled_from(names))] += 1
+    return {name: share / 7 for name, share in found.items()}
+
+
+@st.composite
+def mixtures(draw, most_rows=500):
+    """(mixture, arguments of Order): one to three stages, some with ramps."""
+    names = [f"s{i}" for i in range(draw(st.integers(1, 5)))]
+    total = draw(st.integers(1, most_rows))
+    row_tokens = draw(st.integers(1, 5))
+    starts = sorted(draw(st.sets(st.integers(1, total), max_size=2)) - {total})
+    found = []
+    for i, (begin, end) in enumerate(itertools.pairwise([0, *starts, total])):
+        ramp = draw(st.integers(0, end - begin)) * row_tokens if i and draw(st.booleans()) else None
+        found.append(
+            stages_lib.Stage(
+                name=f"stage {i}",
+                start_tokens=begin * row_tokens,
+                weights=draw(weights(names)),
+                ramp_tokens=ramp,
+            )
+        )
+    source_rows = {name: draw(st.integers(1, 60)) for name in names}
+    over_cap = draw(st.sampled_from(["error", "shift"]))
+    caps = dict.fromkeys(names, 1e6)
+    if over_cap == "shift":
+        caps |= {name: draw(st.floats(0, 6)) for name in names[1:]}
+    mix = stages_lib.Mixture(
+        stages=tuple(found),
+        max_epochs=caps,
+        seed=draw(st.integers(0, 2**32 - 1)),
+        block_rows=draw(st.integers(1, 25)),
+        over_cap=over_cap,
+    )
+    base = {name: draw(st.integers(0, 90)) for name in names}
+    arguments = {
+        "source_rows": source_rows, "row_tokens": row_tokens, "total_rows": total,
+        "base_rows": base,
     }  # fmt: skip
-    total = sum(population.values())
-    shares = np.array([float(fractions.Fraction(p, total)) for p in population.values()])
-    seats = order_lib.largest_remainder(shares, 120)
-    assert seats.tolist() == [21, 16, 14, 12, 11, 9, 8, 7, 6, 5, 3, 2, 2, 2, 2]
+    return mix, arguments
+
+
+def build(mix, arguments, **kwargs):
+    """The order, or None where the caps leave a stage nothing to draw."""
+    try:
+        return order_lib.Order(mix, **(arguments | kwargs))
+    except ValueError as error:
+        assert mix.over_cap == "shift" and "every source that it draws from is at its cap" in str(
+            error
+        )
+        return None
+
+
+def asked(mix, order, row):
+    """Share of each source that a block beginning at `row` is to have, from the weights alone."""
+    if mix.over_cap == "shift":
+        return order.shares(row)
+    shares = [
+        np.array([s.weights.get(name, 0) for name in mix.names]) / sum(s.weights.values())
+        for s in mix.stages
+    ]
+    at = max(i for i, stage in enumerate(order.stages) if stage.begin <= row)
+    block = (row - order.stages[at].begin) // mix.block_rows
+    blocks = order.stages[at].ramp_blocks
+    done = (block + 0.5) / blocks if block < blocks else 1
+    return shares[at - 1] * (1 - done) + shares[at] * done
+
+
+@settings(max_examples=120, deadline=None)
+@given(mixtures(), st.data())
+def test_random_mixtures_are_exact_and_lose_nothing(given, data):
+    """Block by block within one row, no row lost or repeated over hosts and resumes, caps kept."""
+    mix, arguments = given
+    total = arguments["total_rows"]
+    order = build(mix, arguments)
+    if order is None:
+        return
+    sources, numbers = order.rows(0, total)
+    # Each source's rows are its own next ones, in order.
+    for k, name in enumerate(order.names):
+        mine = numbers[sources == k]
+        assert np.array_equal(mine, arguments["base_rows"][name] + np.arange(len(mine)))
+        assert len(mine) <= mix.max_epochs[name] * arguments["source_rows"][name] + 1e-9
+    # Shares: in each block of each stage and of each ramp.
+    for stage in order.stages:
+        ramp = stage.begin + stage.ramp_blocks * mix.block_rows
+        for begin, end in ((stage.begin, min(ramp, stage.end)), (ramp, stage.end)):
+            for first in range(begin, end, mix.block_rows):
+                last = min(first + mix.block_rows, end)
+                if last == total and last - first < mix.block_rows:
+                    continue  # the run may go on inside this block
+                counts = np.bincount(sources[first:last], minlength=len(order.names))
+                # A weight is exact to one row in 256 blocks.
+                wanted = asked(mix, order, first) * (last - first)
+                assert np.abs(counts - wanted).max() <= 1 + 1 / 256
+    # Any position at once, resumes with other batch sizes on other numbers of hosts.
+    found, at = [], 0
+    while at < total:
+        fresh = order_lib.Order(mix, **arguments) if data.draw(st.booleans()) else order
+        hosts = data.draw(st.integers(1, 3))
+        batch = hosts * data.draw(st.integers(1, 20))
+        for _ in range(data.draw(st.integers(1, 30))):
+            end = min(at + batch, total)
+            parts = [np.stack(fresh.rows(at, end), 1)[host::hosts] for host in range(hosts)]
+            for row in range(end - at):
+                found.append(parts[row % hosts][row // hosts])
+            at = end
+            if at == total:
+                break
+    assert np.array_equal(np.array(found), np.stack([sources, numbers], 1))
+    one = data.draw(st.integers(0, total - 1))
+    assert order[one] == (sources[one], numbers[one])
+    seen = np.bincount(sources[:one], minlength=len(order.names))
+    assert np.array_equal(order.counts(one), seen)
+
+
+@settings(max_examples=80, deadline=None)
+@given(mixtures(), st.data())
+def test_a_mixture_that_changes_goes_on_in_every_source(given, data):
+    """Again and again at random rows: each source's numbers go on, past rows count for caps."""
+    mix, arguments = given
+    total, at = arguments["total_rows"], 0
+    drawn: dict[str, int] = {}
+    past = order_lib.NOTHING
+    for _ in range(3):
+        order = build(mix, arguments, past=past)
+        if order is None:
+            return
+        end = data.draw(st.integers(at, total))
+        sources, numbers = order.rows(at, end)
+        for k, name in enumerate(order.names):
+            mine = numbers[sources == k]
+            first = arguments["base_rows"][name] + drawn.get(name, 0)
+            assert np.array_equal(mine, first + np.arange(len(mine)))
+            drawn[name] = drawn.get(name, 0) + len(mine)
+        assert order.drawn(end) == drawn
+        at = end
+        past = order_lib.Past(first_row=at, drawn=dict(drawn))
+        changed = [
+            stages_lib.Stage(
+                name=s.name,
+                start_tokens=s.start_tokens,
+                weights=data.draw(weights(list(mix.names))),
+            )
+            for s in mix.stages
+        ]
+        mix = stages_lib.Mixture(
+            stages=tuple(changed),
+            max_epochs=dict.fromkeys(mix.names, 1e6),
+            seed=mix.seed,
+            block_rows=data.draw(st.integers(1, 25)),
+        )
+
+
+@settings(max_examples=60, deadline=None)
+@given(mixtures(), st.data())
+def test_what_changes_only_later_leaves_the_rows_until_then(given, data):
+    """A stage that is put in at the end, seen from a resume before it."""
+    mix, arguments = given
+    total = arguments["total_rows"]
+    order = build(mix, arguments)
+    last = mix.stages[-1]
+    first_free = (last.start_tokens or 0) + (last.ramp_tokens or 0) + 25 * arguments["row_tokens"]
+    if order is None or mix.over_cap == "shift" or first_free >= total * arguments["row_tokens"]:
+        return
+    start = data.draw(st.integers(first_free, total * arguments["row_tokens"] - 1))
+    more = stages_lib.Stage(
+        name="more", start_tokens=start, weights=data.draw(weights(list(mix.names)))
+    )
+    changed = stages_lib.Mixture(
+        stages=(*mix.stages, more), max_epochs=mix.max_epochs, seed=mix.seed,
+        block_rows=mix.block_rows,
+    )  # fmt: skip
+    begin = -(-start // arguments["row_tokens"])
+    if begin >= total:
+        return
+    # The block in which the stage before is cut is the only one that may differ.
+    same = begin - mix.block_rows
+    at = data.draw(st.integers(0, max(same, 0)))
+    past = order_lib.Past(first_row=at, drawn=order.drawn(at))
+    other = order_lib.Order(changed, **arguments, past=past)
+    until = max(same, at)
+    assert np.array_equal(order.rows(at, until), other.rows(at, until))

@@ -10,6 +10,7 @@ import tiny_run as tiny
 
 from midjax import checkpoint
 from midjax.batches import shards
+from midjax.mixture import plan as plan_lib
 from midjax.train import loop, metrics, prepare, step
 
 
@@ -32,7 +33,7 @@ def test_a_run_learns_what_its_data_repeats(folder):
 
 def test_every_token_is_accounted_for(folder):
     rows, prepared = read(folder, "metrics"), prepare.prepare(tiny.train(folder, "other"))
-    plan = {row.source: row.rows for row in prepared.loader.order.plan()}
+    plan = {row.source: row.rows for row in plan_lib.rows(prepared.loader.order)}
     assert {name: rows[-1][f"rows/{name}"] for name in plan} == plan
     data = checkpoint.read_facts(str(folder / "run"), 8)["data"]
     assert data["drawn_rows"] == plan and data["next_row"] == sum(plan.values()) == 8 * tiny.B

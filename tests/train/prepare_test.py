@@ -9,7 +9,7 @@ from midjax.train import loop, prepare
 
 def test_a_fresh_run(source):
     prepared = prepare.prepare(tiny.train(source, "new", steps=5, schedule=tiny.wsd()))
-    assert prepared.origin.kind == "fresh" and prepared.base_rows == {}
+    assert prepared.origin.kind == "fresh" and prepared.position.base_rows == {}
     assert (prepared.first_step, prepared.first_row, prepared.schedule_count) == (0, 0, 0)
     assert prepared.loader.order.total_rows == 5 * tiny.B
     assert prepared.lr(0) == 0 and prepared.lr(3) == pytest.approx(1e-2)

@@ -11,7 +11,6 @@ that is there is the right one, and whoever writes it writes the same bytes.
 import dataclasses
 import json
 import os
-import shutil
 import uuid
 from typing import Any
 
@@ -96,7 +95,7 @@ def _read(place: epath.Path) -> Made | None:
         arrays = {
             name: _read_array(place / f"{name}.npy", size) for name, size in facts["sizes"].items()
         }
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):  # not there, cut off, of no size that plan.json says
         return None
     if facts["kind"] == "Stream":
         return pack.Stream(**facts["plan"] | arrays)
@@ -124,6 +123,11 @@ def _remove_others(plans: epath.Path, content_hash: str) -> None:
     if not plans.exists():
         return
     for place in plans.iterdir():
-        facts = place / _FACTS
-        if facts.exists() and files.read_json(facts).get("tokens") != content_hash:
-            shutil.rmtree(place, ignore_errors=True)
+        try:
+            tokens = files.read_json(place / _FACTS)["tokens"]
+        except FileNotFoundError:  # it is being written
+            continue
+        except ValueError:
+            tokens = None
+        if tokens != content_hash:
+            place.rmtree(missing_ok=True)

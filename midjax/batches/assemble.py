@@ -24,13 +24,40 @@ class Text:
     mask: pack.Mask = "document"
 
 
-def batch(
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Rows of which all is known but the tokens.
+
+    A stretch is a piece, or the padding at the end of a row: stretches cover all of a row.
+
+    Attributes:
+      row_tokens: T.
+      row_source: index of each row's source, [rows].
+      first: row i is the stretches [first[i], first[i + 1]), [rows + 1].
+      source, document, start: of what is read, [stretches].
+      size: places, [stretches].
+      segment: see `Batch.segments`; 0 is padding, [stretches].
+      origin: the place in the row that has position 0, [stretches].
+    """
+
+    row_tokens: int
+    row_source: Int[np.ndarray, " rows"]
+    first: Int[np.ndarray, " rows_plus_1"]
+    source: Int[np.ndarray, " stretches"]
+    document: Int[np.ndarray, " stretches"]
+    start: Int[np.ndarray, " stretches"]
+    size: Int[np.ndarray, " stretches"]
+    segment: Int[np.ndarray, " stretches"]
+    origin: Int[np.ndarray, " stretches"]
+
+
+def lay(
     pieces: rows.Pieces,
-    source: Int[np.ndarray, " B"],
+    source: Int[np.ndarray, " rows"],
     texts: Sequence[Text],
     row_tokens: int,
-) -> batch_lib.Batch:
-    """Reads the documents of some rows and lays them out. A row without pieces is padding.
+) -> Layout:
+    """Lays out rows. A row without pieces is padding.
 
     Args:
       pieces: of the rows.
@@ -38,56 +65,68 @@ def batch(
       texts: all sources.
       row_tokens: T.
     """
-    row = np.repeat(np.arange(len(source)), pieces.count)
-    used = np.bincount(row, pieces.length, len(source)).astype(np.int64)
-    length = pieces.length.astype(np.int64)
+    count, length = pieces.count, pieces.length.astype(np.int64)
+    row = np.repeat(np.arange(len(source)), count)
+    used = np.bincount(row, length, len(source)).astype(np.int64)
     begin = np.cumsum(length) - length - (np.cumsum(used) - used)[row]  # in its row
     joined = np.array([text.mask == "none" for text in texts], bool)[source][row]
-    # Each row's padding is one more piece, at its end.
-    ends = np.cumsum(pieces.count)
-    sizes = np.insert(length, ends, row_tokens - used)
-    segments = np.insert(np.where(joined, 1, pack.nth(pieces.count) + 1), ends, 0)
-    origin = np.insert(np.where(joined, 0, begin), ends, 0)
-    shape = (len(source), row_tokens)
+    (short,) = np.nonzero(used < row_tokens)
+    ends = pieces.first[1:][short]
+    return Layout(
+        row_tokens=row_tokens,
+        row_source=source,
+        first=pieces.first + pack.sums(used < row_tokens),
+        source=np.insert(source[row], ends, 0),
+        document=np.insert(pieces.document, ends, 0),
+        start=np.insert(pieces.start, ends, 0),
+        size=np.insert(length, ends, row_tokens - used[short]),
+        segment=np.insert(np.where(joined, 1, pack.nth(count) + 1), ends, 0).astype(np.int32),
+        origin=np.insert(np.where(joined, 0, begin), ends, 0).astype(np.int32),
+    )
+
+
+def batch(layout: Layout, begin: int, end: int, texts: Sequence[Text]) -> batch_lib.Batch:
+    """Reads rows [begin, end) of a layout.
+
+    Args:
+      texts: as for `lay`.
+    """
+    shape = (end - begin, layout.row_tokens)
+    here = slice(layout.first[begin], layout.first[end])
+    size = layout.size[here]
     made = batch_lib.Batch(
         tokens=np.zeros(shape, np.int32),
         targets=np.zeros(shape, np.int32),
-        segments=np.repeat(segments.astype(np.int32), sizes).reshape(shape),
-        positions=np.arange(row_tokens, dtype=np.int32)
-        - np.repeat(origin.astype(np.int32), sizes).reshape(shape),
+        segments=np.repeat(layout.segment[here], size).reshape(shape),
+        positions=np.arange(layout.row_tokens, dtype=np.int32)
+        - np.repeat(layout.origin[here], size).reshape(shape),
         weights=np.ones(shape, np.float32),
-        source=np.repeat(source.astype(np.int32), row_tokens).reshape(shape),
+        source=np.empty(shape, np.int32),
     )
-    for r in np.flatnonzero(used < row_tokens).tolist():
-        made.positions[r, used[r] :] = 0
-        made.weights[r, used[r] :] = 0
-    _read(made, pieces, source[row], row * row_tokens + begin, texts)
+    made.source[:] = layout.row_source[begin:end, None]
+    _read(made, layout, here, texts)
     return made
 
 
-def _read(
-    made: batch_lib.Batch,
-    pieces: rows.Pieces,
-    source: np.ndarray,
-    begin: np.ndarray,
-    texts: Sequence[Text],
-) -> None:
-    """Fills tokens, targets and the weights of masked text.
-
-    Args:
-      source: of each piece.
-      begin: of each piece in the batch as one long row.
-    """
-    tokens, targets, weights = (x.reshape(-1) for x in (made.tokens, made.targets, made.weights))
-    columns = (source, pieces.document, pieces.start, pieces.length, begin)
-    for k, document, start, length, at in zip(*(c.tolist() for c in columns), strict=True):
-        text = texts[k].tokens
-        pairs = length
+def _read(made: batch_lib.Batch, layout: Layout, here: slice, texts: Sequence[Text]) -> None:
+    """Fills tokens, targets and the weights of masked text; blanks the padding."""
+    tokens, targets, positions, weights = (
+        x.reshape(-1) for x in (made.tokens, made.targets, made.positions, made.weights)
+    )
+    columns = (layout.segment, layout.source, layout.document, layout.start, layout.size)
+    end = 0
+    for segment, k, document, start, size in zip(*(c[here].tolist() for c in columns), strict=True):
+        at, end = end, end + size
+        if not segment:
+            positions[at:end] = 0
+            weights[at:end] = 0
+            continue
+        text, pairs = texts[k].tokens, size
         if texts[k].mask == "none":  # a document's last token is an input without a target
-            pairs = min(length, text.lengths.item(document) - start - 1)
-            weights[at + pairs : at + length] = 0
+            pairs = min(size, text.lengths.item(document) - start - 1)
+            weights[at + pairs : end] = 0
         ids = text.read(document, start, pairs + 1)
-        tokens[at : at + length] = ids[:length]
+        tokens[at:end] = ids[:size]
         targets[at : at + pairs] = ids[1:]
         if text.has_loss:
             weights[at : at + pairs] = text.loss(document, start + 1, pairs)

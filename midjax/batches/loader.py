@@ -204,19 +204,17 @@ class Loader:
         return _loader, self._again
 
     def rows(self, begin: int, end: int) -> "GlobalRows":
-        """Global rows [begin, end)."""
+        """Global rows [begin, end), but for their tokens."""
         source, numbers = self.order.rows(begin, end)
         row_id, pieces = rows.mixed(self._rows, source, numbers)
-        return GlobalRows(source=source, row_id=row_id, pieces=pieces)
+        return GlobalRows(
+            ids=np.stack([source, row_id], axis=1),
+            layout=assemble.lay(pieces, source, self._texts, self.data.row_tokens),
+        )
 
-    def batch(
-        self, found: "GlobalRows", begin: int, end: int
-    ) -> tuple[batch_lib.Batch, np.ndarray]:
-        """(batch of the rows [begin, end) of those found, their row ids [rows, 2])."""
-        source, row_id = found.source[begin:end], found.row_id[begin:end]
-        pieces = found.pieces.part(begin, end)
-        made = assemble.batch(pieces, source, self._texts, self.data.row_tokens)
-        return made, np.stack([source, row_id], axis=1)
+    def batch(self, found: "GlobalRows", begin: int, end: int) -> batch_lib.Batch:
+        """The rows [begin, end) of those found."""
+        return assemble.batch(found.layout, begin, end, self._texts)
 
     def row_id(self, name: str, number: int) -> list[int]:
         """[row, its first document] of a source's plan that is its row `number` over all epochs."""
@@ -290,14 +288,12 @@ class GlobalRows:
     """Some rows in the order of a run.
 
     Attributes:
-      source: index of each row's source, [rows].
-      row_id: number of each row in the source's plan, [rows].
-      pieces: of documents.
+      ids: source index and row in the source's plan, [rows, 2].
+      layout: of them all.
     """
 
-    source: Int[np.ndarray, " rows"]
-    row_id: Int[np.ndarray, " rows"]
-    pieces: rows.Pieces
+    ids: Int[np.ndarray, "rows 2"]
+    layout: assemble.Layout
 
 
 class _Batches:
@@ -323,9 +319,11 @@ class _Batches:
         begin, end = int(self._starts[index]), int(self._starts[index + 1])
         part = (end - begin) // self._readers
         at = begin - int(self._starts[first]) + self._reader * part
-        batch, row_ids = self._loader.batch(self._chunks(first), at, at + part)
+        found = self._chunks(first)
+        batch = self._loader.batch(found, at, at + part)
         # Plain arrays, which Grain passes between processes in shared memory.
-        return {name: getattr(batch, name) for name in batch_lib.FIELDS} | {"row_ids": row_ids}
+        fields = {name: getattr(batch, name) for name in batch_lib.FIELDS}
+        return fields | {"row_ids": found.ids[at : at + part]}
 
     def _chunk(self, first: int) -> GlobalRows:
         """The rows of some batches from batch `first` on."""

@@ -39,17 +39,6 @@ class Pieces:
         """Pieces of each row."""
         return np.diff(self.first)
 
-    def part(self, begin: int, end: int) -> "Pieces":
-        """Those of rows [begin, end)."""
-        first = self.first[begin : end + 1]
-        here = slice(first[0], first[-1])
-        return Pieces(
-            first=first - first[0],
-            document=self.document[here],
-            start=self.start[here],
-            length=self.length[here],
-        )
-
 
 def of_plan(plan: pack.Plan, begin: int, end: int) -> Pieces:
     """Rows [begin, end) of a plan, with its own documents. Rows after its last have no piece."""

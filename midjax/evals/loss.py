@@ -212,7 +212,8 @@ def _batches(
     texts = [assemble.Text(tokens=source)]
     for first in range(0, len(plan), batch_rows):
         pieces = row_lib.of_plan(plan, first, first + batch_rows)
-        made = assemble.batch(pieces, np.zeros(batch_rows, np.int64), texts, plan.row_tokens)
+        layout = assemble.lay(pieces, np.zeros(batch_rows, np.int64), texts, plan.row_tokens)
+        made = assemble.batch(layout, 0, batch_rows, texts)
         yield first, made, min(batch_rows, len(plan) - first)
 
 

@@ -20,7 +20,8 @@ def assembled(lengths, row_tokens, policy, mask="document", masks=None):
     plan = pack.plan(np.array(lengths, np.int64), packing)
     text = assemble.Text(tokens=fake_tokens.Documents(lengths, masks), mask=mask)
     pieces = rows.of_plan(plan, 0, len(plan))
-    return plan, assemble.batch(pieces, np.full(len(plan), 1), [text, text], row_tokens)
+    layout = assemble.lay(pieces, np.full(len(plan), 1), [text, text], row_tokens)
+    return plan, assemble.batch(layout, 0, len(plan), [text, text])
 
 
 @hypothesis.given(
@@ -113,7 +114,8 @@ def test_rows_of_several_sources_and_masks():
             for f in ("document", "start", "length")
         },
     )
-    made = assemble.batch(both, np.array([0, 1]), texts, 8)
+    layout = assemble.lay(both, np.array([0, 1]), texts, 8)
+    made = assemble.batch(layout, 0, 2, texts)
     one = fake_tokens.STRIDE
     assert made.source.tolist() == [[0] * 8, [1] * 8]
     assert made.tokens.tolist() == [
@@ -124,3 +126,6 @@ def test_rows_of_several_sources_and_masks():
     assert made.segments.tolist() == [[1] * 4 + [2] * 4, [1] * 8]
     assert made.positions.tolist() == [[0, 1, 2, 3] * 2, list(range(8))]
     assert made.weights.tolist() == [[1] * 8, [1, 1, 1, 1, 1, 0, 1, 1]]
+    for r in (0, 1):  # any of the rows alone
+        for field, alone in vars(assemble.batch(layout, r, r + 1, texts)).items():
+            assert alone.tolist() == getattr(made, field)[r : r + 1].tolist()

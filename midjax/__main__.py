@@ -120,8 +120,8 @@ def _tokenize(arguments: list[str]) -> None:
     from midjax import config
     from midjax.batches import tokenize
 
-    config.save(root, root.output)
     tokenize.run(root)
+    config.save(root, root.output)  # last: of a run that was refused nothing is left
 
 
 # What a run that resumes may change: where and how it computes, never what.
@@ -281,13 +281,15 @@ Writes build/demo/: report.html, export/ (a Hugging Face folder), tokens/ and th
     ),
     "tokenize": Verb(
         _tokenize,
-        "text sources -> token folders (once per tokenizer)",
+        "corpora -> token folders (once per tokenizer)",
         """\
   midjax tokenize --gin_file=gin/recipes/demo_tokenize.gin
 
-Reads JSON lines (.gz too) or plain text, writes OUTPUT/<source>/ with token shards and a
-manifest (tokenizer hash, counts, what was dropped and why). Sources whose files did not change
-are kept as they are.""",
+Reads JSON lines, plain text (.gz and .zst too), Parquet, ArrayRecord, datasets folders, TFDS and
+seqio Tasks and Mixtures; writes OUTPUT/<source>/ with token shards, masks of what bears loss, and a
+manifest (hashes of tokenizer and input, counts, what was dropped and why, what may do harm). Uses
+all processors (Tokenize.processes). The same command goes on after an interruption, and keeps
+sources whose tokenizer, reader and files did not change.""",
     ),
     "import": Verb(
         _import,

@@ -22,6 +22,7 @@ BOMB_BYTES = 1 << 30
 BOMB_RATIO = 200
 _CHUNK_BYTES = 1 << 20
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_OTHER_COMPRESSIONS = {".bz2", ".xz", ".lz4", ".zip", ".7z", ".tar", ".tgz"}
 _GLOB_CHARACTERS = frozenset("*?[")
 # What epath reads buckets with: TensorFlow where it is installed (then it is imported), else gcsfs.
 _GCS_LIBRARIES = ("gcsfs", "tensorflow")
@@ -189,6 +190,11 @@ def cut_at_lines(name: str, piece_bytes: int) -> Iterator[tuple[int, int]]:
             begin = end
 
 
+def expansion_limit(stored_bytes: int) -> int:
+    """Bytes beyond which what expands from `stored_bytes` is taken for a decompression bomb."""
+    return max(BOMB_BYTES, BOMB_RATIO * stored_bytes)
+
+
 class Line(NamedTuple):
     """One line of a text file.
 
@@ -209,7 +215,7 @@ def lines(
     begin: int = 0,
     end: int | None = None,
 ) -> Iterator[Line]:
-    """Lines of a text file, `.gz` and `.zst` decompressed on the way.
+    """Lines of a text file, `.gz` and `.zst` decompressed on the way; without a byte order mark.
 
     Memory is bounded by `MAX_LINE_BYTES`: the data of a longer line is let go as it is read.
 
@@ -221,10 +227,10 @@ def lines(
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: the compressed stream is damaged, ends too early, or expands beyond `BOMB_BYTES`
-        and `BOMB_RATIO`.
+        and `BOMB_RATIO`; or it is compressed in another way.
     """
     held: list[bytes] = []
-    number, held_bytes = 1, 0
+    number, held_bytes, started = 1, 0, begin > 0
 
     def line() -> Line:
         if held_bytes > MAX_LINE_BYTES:
@@ -243,6 +249,8 @@ def lines(
             ) from error
         if chunk is None:
             break
+        if not started:
+            chunk, started = chunk.removeprefix(b"\xef\xbb\xbf"), True
         *ended, rest = chunk.split(b"\n")
         for part in ended:
             held.append(part)
@@ -256,7 +264,13 @@ def lines(
 
 
 def _chunks(name: str, read: Callable[[int], None], begin: int, end: int | None) -> Iterator[bytes]:
-    kind = _COMPRESSIONS.get(os.path.splitext(name)[1])
+    ending = os.path.splitext(name)[1]
+    if ending in _OTHER_COMPRESSIONS:
+        raise ValueError(
+            f"{name}: {ending} is not read; {', '.join(_COMPRESSIONS)} and plain text are. "
+            "Unpack it."
+        )
+    kind = _COMPRESSIONS.get(ending)
     with path(name).open("rb") as raw:
         if kind is None:
             for piece in _pieces(raw, begin, end):
@@ -265,7 +279,7 @@ def _chunks(name: str, read: Callable[[int], None], begin: int, end: int | None)
             return
         import pyarrow  # not at the top: who reads no compressed text needs no pyarrow
 
-        expanded, limit = 0, max(BOMB_BYTES, BOMB_RATIO * size(name))
+        expanded, limit = 0, expansion_limit(size(name))
         # Its decompressors, unlike the gzip and zstandard modules, have all that is needed: bounded
         # output per step, several streams in one file, and an error where a stream is cut off.
         with contextlib.closing(pyarrow.PythonFile(raw, "r")) as source:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """An opened tokenizer: documents -> token ids, and which of them bear loss. Fast tokenizers.
 
-Of a document that says which of its characters bear loss, the tokens from the one that holds a
-range's first character to the one that holds its last bear loss: the rule of transformers'
-`char_to_token` masks. EOS bears loss where the text's last characters do, blanks at its end aside
-(a model learns where an answer ends), BOS never does.
+Of a document that says which of its characters bear loss, fast tokenizers' tokens bear loss from
+the one that holds a range's first character to the first that holds its last: the rule of
+transformers' assistant masks. EOS bears loss where the text's last characters do, blanks at its end
+aside (a model learns where an answer ends), BOS never does.
 """
 
 import abc

@@ -2,10 +2,11 @@
 """Writing a token folder in parts that survive a kill.
 
 A source is read in units, each by one process, and a unit is written in parts. What a killed run
-leaves is whole: a file appears under its name once all of it is on disk, and the part's record
-(`part-UUUUU-KKKKK.json`) after its files. The next run keeps parts whose record has the key that
-it would write itself, and skips their documents. `finish` joins the columns of all parts, writes
-the manifest and removes what only a rerun needs. The layout of the result: `midjax.batches.shards`.
+leaves is whole: a file appears under its name once all of it is written, and the part's record
+(`part-UUUUU-KKKKK.json`, with their hashes) after its files. The next run keeps parts whose record
+has the key that it would write itself and whose files have those hashes, and skips their documents.
+`finish` joins the columns of all parts, writes the manifest and removes what only a rerun needs.
+The layout of the result: `midjax.batches.shards`.
 """
 
 import contextlib
@@ -24,8 +25,9 @@ from midjax import files
 # are then made again.
 FORMAT = 2
 MANIFEST = "manifest.json"
-COLUMNS = ("lengths", "text_bytes")
+_COLUMNS = ("lengths", "text_bytes", "offsets")
 _FILE_BUFFER_BYTES = 1 << 20
+_HELD_TOKENS = 1 << 16
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -49,6 +51,12 @@ def part_records(folder: str, units: Sequence[int]) -> Iterator[dict[str, Any]]:
     for unit, count in enumerate(units):
         for part in range(count):
             yield files.read_json(root / name_of("part", unit, part, ".json"))
+
+
+def keys(folder: str) -> set[str]:
+    """The keys of all parts and units that an unfinished run left."""
+    places = files.path(folder).glob("*-*.json")
+    return {files.read_json(place)["key"] for place in places if _is_work(place.name)}
 
 
 def clear(folder: str) -> None:
@@ -84,14 +92,18 @@ def _record(place: Any, key: str) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def _whole(place: Any) -> Iterator[Any]:
-    """A file to write that gets its name once it is closed and on disk."""
+    """A file to write that gets its name once it is closed."""
     temporary = place.parent / f".{place.name}.{uuid.uuid4().hex}.tmp"
     with temporary.open("wb") as file:
         yield file
-        file.flush()
-        with contextlib.suppress(OSError, AttributeError):  # object stores have no descriptor
-            os.fsync(file.fileno())
     temporary.replace(place)
+
+
+def _to_disk(place: Any) -> None:
+    """Waits until a file is on the disk; object stores do so by themselves."""
+    if "://" not in str(place):
+        with place.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 class PartWriter:
@@ -178,11 +190,12 @@ class _PartFiles:
         self._stack = contextlib.ExitStack()
         self._hashes: dict[str, Any] = {}
         self._tokens_file = self._open("tokens", ".bin")
+        self._held: list[np.ndarray] = []  # documents that are written together
         self._loss_file: Callable[[bytes], None] | None = None
         self._ids: list[str] = []
         self._lengths: list[int] = []
         self._text_bytes: list[int] = []
-        self.tokens = self._loss_tokens = 0
+        self.tokens = self._loss_tokens = self._held_tokens = 0
 
     def _open(self, kind: str, suffix: str) -> Callable[[bytes], None]:
         name = self._name(kind, suffix)
@@ -204,15 +217,26 @@ class _PartFiles:
             mask = np.ones(len(tokens), np.uint8) if loss is None else loss.astype(np.uint8)
             assert len(mask) == len(tokens), (key, len(mask), len(tokens))
             self._loss_file(mask.tobytes())
-        self._tokens_file(tokens.astype(self._dtype).tobytes())
-        self._ids.append(json.dumps(key) + "\n")
+        self._held.append(tokens)
+        self._held_tokens += len(tokens)
+        if self._held_tokens >= _HELD_TOKENS:
+            self._write_held()
+        self._ids.append(key)
         self._lengths.append(len(tokens))
         self._text_bytes.append(text_bytes)
         self.tokens += len(tokens)
         self._loss_tokens += len(tokens) if loss is None else int(np.count_nonzero(loss))
 
+    def _write_held(self) -> None:
+        if self._held:
+            self._tokens_file(np.concatenate(self._held).astype(self._dtype).tobytes())
+        self._held, self._held_tokens = [], 0
+
     def close(self) -> dict[str, Any]:
-        self._open("part", ".ids.jsonl")("".join(self._ids).encode())
+        self._write_held()
+        # One JSON string a line: a list with line ends for commas.
+        listed = json.dumps(self._ids, separators=("\n", ":"))[1:-1]
+        self._open("part", ".ids.jsonl")(f"{listed}\n".encode())
         columns = np.array([self._lengths, self._text_bytes], "<i8")
         self._open("part", ".columns.bin")(columns.tobytes())
         self._stack.close()
@@ -252,6 +276,8 @@ def finish(folder: str, units: Sequence[int], facts: dict[str, Any]) -> dict[str
     with _whole(root / "ids.jsonl") as file:
         for unit, part in places:
             file.write((root / name_of("part", unit, part, ".ids.jsonl")).read_bytes())
+    for name in (*shards, *(f"{column}.npy" for column in _COLUMNS), "ids.jsonl"):
+        _to_disk(root / name)  # the manifest promises them, also after a power cut
     hashes = [shard["sha256"] + (shard["loss_sha256"] or "") for shard in shards.values()]
     hashes.append(files.sha256_of(root / "lengths.npy"))  # where documents end
     manifest = facts | {

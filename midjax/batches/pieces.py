@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encoders of SentencePiece models and of bytes, which read special tokens only where told."""
+"""Encoders of SentencePiece models and of bytes, which read special tokens only where told.
+
+Every token that shares a character with a range that bears loss bears loss.
+"""
 
 import functools
 import re
@@ -127,12 +130,10 @@ class Pieces(_Split):
         mask = None
         if document.loss is not None:
             firsts, ends = np.array(spans, np.int64).reshape(-1, 2).T
-
-            def token_at(character: int) -> int | None:
-                (holding,) = np.nonzero((firsts <= character) & (character < ends))
-                return int(holding[0]) if len(holding) else None
-
-            mask = encoders.covered(document.loss, len(ids), token_at)
+            ends = np.maximum(ends, firsts + 1)  # of a character's bytes only the last has a width
+            mask = np.zeros(len(ids), bool)
+            for begin, end in document.loss:
+                mask |= (firsts < end) & (ends > begin)
         return np.array(ids, np.int32), mask
 
 
@@ -158,7 +159,7 @@ _LONGER_FROM = np.array([0x80, 0x800, 0x10000])
 
 
 class Bytes(_Split):
-    """UTF-8 bytes: see `vocabulary.ByteTokenizer`. All bytes of a range bear loss."""
+    """UTF-8 bytes: see `vocabulary.ByteTokenizer`."""
 
     def __init__(self, add_eos: bool) -> None:
         self.special_ids = dict(enumerate(_BYTE_SPECIALS))

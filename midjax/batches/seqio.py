@@ -83,12 +83,14 @@ def expand(sources: Mapping[str, sources_lib.Source]) -> dict[str, sources_lib.R
     """The sources with `name/task` for each Task in place of a Mixture `name`."""
     found: dict[str, sources_lib.Reader] = {}
     for name, source in sources.items():
+        readers: dict[str, sources_lib.Reader] = {}
         if isinstance(source, seqio_lib.SeqioMixture):
-            found |= {f"{name}/{task}": reader for task, reader in source.tasks().items()}
+            readers |= {f"{name}/{task}": reader for task, reader in source.tasks().items()}
         else:
-            found[name] = source
-    if len(found) < len(sources):  # a Mixture has one Task at least
-        raise ValueError(f"Tokenize.sources names a Task of a Mixture again: {sorted(sources)}.")
+            readers[name] = source
+        if twice := sorted(set(found) & set(readers)):
+            raise ValueError(f"Tokenize.sources names {twice} twice, by a Mixture and by itself.")
+        found |= readers
     return found
 
 
@@ -97,10 +99,10 @@ def write_mixture(output: str, name: str, mixture: seqio_lib.SeqioMixture) -> st
     rates = mixture.rates()
     scopes: dict[str, str] = {}
     for task in rates:
-        scope = base = re.sub(r"\W", "_", f"{name}_{task}")
+        scope = "_" + re.sub(r"\W", "_", f"{name}_{task}", flags=re.ASCII)
         while scope in scopes.values():
             scope += "_"
-        scopes[task] = f"_{base}" if base[0].isdigit() else scope
+        scopes[task] = scope
     place = files.path(output) / name / "mixture.gin"
     lines = [
         f"# The seqio Mixture {mixture.mixture!r} ({mixture.module}, split {mixture.split}): its",

@@ -80,7 +80,7 @@ def run(config: Tokenize) -> dict[str, dict[str, Any]]:
 def _make(config: Tokenize, todo: list["_Source"], lock: str | None) -> dict[str, Any]:
     """Tokenizes sources that are not finished; returns their manifests."""
     by_name = {source.name: source for source in todo}
-    jobs = [job for source in todo for job in source.jobs(config)]
+    jobs = [job for source in todo for job in source.jobs()]
     total_bytes = max(1, sum(job.unit.size_bytes for job in jobs))
     read = 0
     manifests = {}
@@ -106,6 +106,7 @@ class _Source:
     def __init__(self, config: Tokenize, name: str, reader: sources.Reader) -> None:
         self.name, self._reader = name, reader
         self.folder = str(files.path(config.output) / name)
+        self._shard_tokens = config.shard_tokens
         self._tokenizer: workers.Tokenizer
         if isinstance(reader, seqio_lib.SeqioTask):
             self._tokenizer = seqio.tokenizer_of(reader)
@@ -145,13 +146,21 @@ class _Source:
         return manifest
 
     def prepare(self) -> None:
-        """Makes room: a finished folder is of something else by now; parts are looked at later."""
+        """Makes room: keeps the parts of an unfinished run, unless it had other settings."""
         root = files.path(self.folder)
         root.mkdir(parents=True, exist_ok=True)
         if (root / shards.MANIFEST).exists():
             parts.clear(self.folder)
+            return
+        key = workers.settings_key(self._wanted, self._shard_tokens)
+        if not all(found.startswith(key) for found in parts.keys(self.folder)):
+            log.say(
+                f"tokenize {self.name}: begun anew: an unfinished run in {self.folder} had another "
+                "tokenizer, reader or shard_tokens"
+            )
+            parts.clear(self.folder)
 
-    def jobs(self, config: Tokenize) -> Iterator[workers.Job]:
+    def jobs(self) -> Iterator[workers.Job]:
         """What is to do, in order."""
         for number, unit in enumerate(self._units):
             yield workers.Job(
@@ -162,7 +171,7 @@ class _Source:
                 number=number,
                 tokenizer=self._tokenizer,
                 depends=self._wanted,
-                shard_tokens=config.shard_tokens,
+                shard_tokens=self._shard_tokens,
             )
 
     def take(self, number: int, record: dict[str, Any]) -> bool:

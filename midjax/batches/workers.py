@@ -17,6 +17,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -102,7 +103,8 @@ def run(
     order = sorted(jobs, key=lambda job: (-job.unit.size_bytes, job.source, job.number))
     told = np.zeros(2, np.int64)
     with process_pools.ProcessPoolExecutor(count, context, _begin, setup) as pool:
-        waiting = {pool.submit(_work, job): job for job in order}
+        with _without_main():
+            waiting = {pool.submit(_work, job): job for job in order}
         try:
             while waiting:
                 done, _ = concurrent.futures.wait(
@@ -122,6 +124,24 @@ def run(
         finally:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Processes that start meanwhile do not import the program's main module.
+
+    Ours need nothing of it; its imports may be heavy, and a script that does not guard its last
+    lines with `if __name__ == "__main__"` would start itself again.
+    """
+    main = sys.modules["__main__"]
+    hidden = {name: vars(main)[name] for name in ("__spec__", "__file__") if name in vars(main)}
+    for name in hidden:
+        setattr(main, name, None)
+    try:
+        yield
+    finally:
+        for name, value in hidden.items():
+            setattr(main, name, value)
 
 
 # ---- who may write ----
@@ -188,6 +208,8 @@ def _begin(numbers: Any, totals: Any, stop: Any, threads: int, lock: str | None)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     if lock is not None:
         _worker["lock"] = share(lock)
+    if multiprocessing.connection.wait([parent.sentinel], timeout=0):
+        os._exit(1)  # the parent ended before we held the lock: another may write by now
     _worker.update(number=numbers.get(), totals=totals, stop=stop, threads=threads)
 
 
@@ -211,6 +233,15 @@ def opened(tokenizer: Tokenizer, threads: int | None = None) -> encoders.Vocabul
     return tokenizer.open(threads)
 
 
+def _hash(value: Any) -> str:
+    return files.sha256(json.dumps(value, sort_keys=True).encode())
+
+
+def settings_key(depends: Mapping[str, Any], shard_tokens: int) -> str:
+    """What the keys of all parts of a source begin with."""
+    return _hash([parts.FORMAT, depends, shard_tokens])
+
+
 def do(job: Job, encoder: encoders.Vocabulary, calls: int, advance: Advance) -> dict[str, Any]:
     """Makes the parts of one unit, from where an earlier run left them.
 
@@ -221,8 +252,7 @@ def do(job: Job, encoder: encoders.Vocabulary, calls: int, advance: Advance) -> 
       The unit's record: parts, fingerprint, tally, kept (documents that were there).
     """
     fingerprint = job.unit.fingerprint()
-    depends = [parts.FORMAT, job.depends, job.unit.key, fingerprint, job.shard_tokens]
-    key = files.sha256(json.dumps(depends, sort_keys=True).encode())
+    key = settings_key(job.depends, job.shard_tokens) + _hash([job.unit.key, fingerprint])
     counting = lint.Lint(encoder)
     writer = parts.PartWriter(
         job.folder,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """ArrayRecord files: the format that Grain and TFDS read at random."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Literal
@@ -32,9 +33,8 @@ class ArrayRecord(reading.Reader):
         for name, short in files.match_with_names(self.path):
             files.require_local(name, "ArrayRecord")
             size = files.size(name)
-            reader = _open(name)
-            count = reader.num_records()
-            reader.close()
+            with _opened(name) as reader:
+                count = reader.num_records()
             for begin, end in reading.cut(count, size):
                 found.append(
                     reading.Unit(
@@ -50,14 +50,10 @@ class ArrayRecord(reading.Reader):
         """A record per entry."""
         place = unit.payload
         name, number, end = place["file"], place["begin"], place["end"]
-        reader = _open(name)
-        try:
+        begin = number
+        with _opened(name) as reader:
             while number < end:
-                try:
-                    batch = reader.read(number, min(number + _BATCH_RECORDS, end))
-                except (RuntimeError, IndexError, ValueError) as error:
-                    raise _damaged(name, f"after record {number}", error) from error
-                for data in batch:
+                for data in reader.read(number, min(number + _BATCH_RECORDS, end)):
                     number += 1
                     record, reason = (
                         ({"text": data}, "")
@@ -67,25 +63,21 @@ class ArrayRecord(reading.Reader):
                     yield reading.Found(
                         f"{name}, record {number}", f"{place['key']}:{number}", record, reason
                     )
-                begin = place["begin"]
                 read(unit.size_bytes * (number - begin) // (end - begin))
-        finally:
-            reader.close()
 
 
-def _open(name: str) -> array_record_module.ArrayRecordReader:
+@contextlib.contextmanager
+def _opened(name: str) -> Iterator[array_record_module.ArrayRecordReader]:
+    """A reader that is closed in the end; what the library says of a damaged file names it."""
     try:
-        return array_record_module.ArrayRecordReader(
+        reader = array_record_module.ArrayRecordReader(
             name, options="readahead_buffer_size:0,max_parallelism:0"
         )
-    except (RuntimeError, ValueError) as error:
-        if not files.path(name).exists():
-            raise FileNotFoundError(f"No such file: {name}.") from error
-        raise _damaged(name, "at its end, where the index is", error) from error
-
-
-def _damaged(name: str, where: str, error: Exception) -> ValueError:
-    return ValueError(
-        f"{name} is not a whole ArrayRecord file: it cannot be read {where}: "
-        f"{str(error) or 'cut off'}. Fetch it again."
-    )
+        try:
+            yield reader
+        finally:
+            reader.close()  # here it may say that the file is too short
+    except (RuntimeError, IndexError) as error:
+        raise ValueError(
+            f"{name} is not a whole ArrayRecord file: {error or 'cut off'}. Fetch it again."
+        ) from error

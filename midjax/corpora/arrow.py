@@ -65,7 +65,8 @@ class HuggingFaceDisk(reading.Reader):
                         yield reading.Found(
                             f"{name}, row {number}", f"{place['key']}:{number}", record
                         )
-                read(max(raw.tell() - place["offset"], 0))
+                read(raw.tell() - place["offset"])
+        read(unit.size_bytes)
 
     def _folder(self) -> Any:
         folder = files.path(self.path)
@@ -133,15 +134,20 @@ def _cut(name: str, short: str) -> Iterator[reading.Unit]:
     with _opened(name) as (stream, raw):
         # The schema, which names the columns, counts for every unit.
         schema = (name, 0, raw.tell())
-        place["offset"], row = raw.tell(), 0
+        place["offset"], row, number = raw.tell(), 0, 0
         for number, batch in enumerate(_batches(stream, None), 1):
-            row, end = row + batch.num_rows, raw.tell()
-            if end - place["offset"] < reading.CUT_BYTES and size - end > reading.CUT_BYTES // 2:
-                continue
-            yield reading.Unit(
-                key=f"{short}@{place['row']}" if place["row"] else short,
-                size_bytes=end - place["offset"],
-                payload=place | {"end": number},
-                pieces=[schema, (name, place["offset"], end)],
-            )
-            place |= {"begin": number, "offset": end, "row": row}
+            row += batch.num_rows
+            if (end := raw.tell()) - place["offset"] >= reading.CUT_BYTES:
+                yield _part(place | {"end": number}, schema, end)
+                place |= {"begin": number, "offset": end, "row": row}
+        if row > place["row"]:
+            yield _part(place | {"end": number}, schema, size)
+
+
+def _part(place: dict[str, Any], schema: tuple[str, int, int], end: int) -> reading.Unit:
+    return reading.Unit(
+        key=f"{place['key']}@{place['row']}" if place["row"] else place["key"],
+        size_bytes=end - place["offset"],
+        payload=place,
+        pieces=[schema, (place["file"], place["offset"], end)],
+    )

@@ -45,6 +45,7 @@ class Parquet(reading.Reader):
         with _Opened(name) as file:
             groups = list(range(place["begin"], place["end"]))
             names = self.columns_of(name, file.schema_arrow.names, self.columns)
+            _check_expansion(name, [file.metadata.row_group(group) for group in groups])
             rows_bytes = sum(file.metadata.row_group(group).total_byte_size for group in groups)
             wanted = _BATCH_BYTES * place["rows"] // max(rows_bytes, 1)
             batches = file.iter_batches(
@@ -58,6 +59,19 @@ class Parquet(reading.Reader):
                     number += 1
                     yield reading.Found(f"{name}, row {number}", f"{place['key']}:{number}", record)
                 read(unit.size_bytes - unit.size_bytes * (last - number) // place["rows"])
+
+
+def _check_expansion(name: str, groups: list[Any]) -> None:
+    """Refuses a decompression bomb. A value that stands once in a dictionary counts once."""
+    for group in groups:
+        for column in map(group.column, range(group.num_columns)):
+            stored, expanded = column.total_compressed_size, column.total_uncompressed_size
+            if expanded > files.expansion_limit(stored):
+                raise ValueError(
+                    f"{name}: {stored} bytes of the column {column.path_in_schema!r} expand to "
+                    f"{expanded}: a decompression bomb. If it is none, write the file anew with "
+                    "smaller row groups."
+                )
 
 
 class _Opened:

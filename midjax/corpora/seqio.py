@@ -7,6 +7,7 @@ Importing seqio imports TensorFlow, which takes 15 to 50 s: only where such a so
 import dataclasses
 import importlib
 import inspect
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -82,8 +83,7 @@ class SeqioTask:
         Raises:
           ValueError: as `units`; or more examples without tokens than `max_bad_records`.
         """
-        import seqio
-
+        seqio = _library()
         task = self._task()
         index, shards = unit.payload["index"], unit.payload["shards"]
         read = tally.reading()
@@ -207,10 +207,17 @@ class SeqioMixture:
         return found
 
 
-def _registered(module: str, name: str, kind: str) -> Any:
-    """A Task or Mixture by name, after its module was imported."""
+def _library() -> Any:
+    """The library seqio. TensorFlow's notes on the machine's hardware are left out."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import seqio
 
+    return seqio
+
+
+def _registered(module: str, name: str, kind: str) -> Any:
+    """A Task or Mixture by name, after its module was imported."""
+    seqio = _library()
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -232,8 +239,7 @@ def _registered(module: str, name: str, kind: str) -> Any:
 def _with_seed(task: Any) -> Any:
     """The Task, with a source that takes a seed: functions need not, and then seqio refuses one,
     but without it stochastic preprocessors differ from run to run."""
-    import seqio
-
+    seqio = _library()
     source = task.source
     if not isinstance(source, seqio.FunctionDataSource):
         return task

@@ -87,8 +87,8 @@ class Tfds(reading.Reader):
         if kind is None or kind.value != "array_record":
             raise ValueError(
                 f"{folder} is stored as {kind.value if kind else 'nothing'}; Tfds reads "
-                "array_record. Prepare it with download_and_prepare(file_format='array_record'), or convert it: "
-                "python -m tensorflow_datasets.scripts.convert_format --help."
+                "array_record. Prepare it with download_and_prepare(file_format='array_record'), "
+                "or convert it: python -m tensorflow_datasets.scripts.convert_format --help."
             )
         return builder
 

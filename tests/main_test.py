@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line as a user meets it: help, mistakes, and one clear line for each."""
 
+import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 import tiny_run as tiny
@@ -67,6 +70,20 @@ def test_a_recipe_that_cannot_run_leaves_no_run_behind(tmp_path, recipe, capsys)
 def test_show_runs_nothing(tmp_path, recipe, capsys):
     assert cli.main(["show", *recipe, "--gin.Train.seed=7"]) == 0
     assert "seed" in capsys.readouterr().out and not (tmp_path / "run").exists()
+
+
+def test_show_mixture_touches_no_device(recipe):
+    """JAX is told to use a platform that does not exist, and would fail if it were asked."""
+    done = subprocess.run(
+        [sys.executable, "-m", "midjax", "show", "mixture", recipe[1]],
+        env=os.environ | {"JAX_PLATFORMS": "none"},
+        cwd=pathlib.Path(midjax.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "s0: from 0 to 512 tokens" in done.stdout and done.stdout.split()[-2:] == ["512", "-"]
 
 
 def test_resuming_with_another_recipe_is_refused_but_another_mesh_is_not(tmp_path, recipe, capsys):

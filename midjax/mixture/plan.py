@@ -96,10 +96,10 @@ def table(order: order_lib.Order) -> str:
     tokens, repeats = sum(row.tokens for row in sums), sum(row.repeats for row in sums)
     left_out = {n: r for n, r in order.past.drawn.items() if r and n not in order.names}
     for name, drawn in left_out.items():
-        tokens += drawn * order.row_tokens
-        gone = units.human(drawn * order.row_tokens)
-        lines.append((BEFORE, name, "", "left out", gone, "", "", ""))
-    lines.append(("total", "", "", "", units.human(tokens), "", "", units.human(repeats)))
+        gone = drawn * order.row_tokens
+        tokens += gone
+        lines.append((BEFORE, name, "", "left out", f"{gone:,}", "", "", ""))
+    lines.append(("total", "", "", "", f"{tokens:,}", "", "", f"{repeats:,}" if repeats else "-"))
     return "\n".join([*_stage_lines(order), "", *_aligned(lines)])
 
 
@@ -128,10 +128,9 @@ def _stage_lines(order: order_lib.Order) -> list[str]:
 
 
 def _cells(row: PlanRow, asked: str, cap: str) -> tuple[str, ...]:
-    repeats = units.human(row.repeats) if row.repeats else "-"
-    tokens = units.human(row.tokens)
-    share = f"{row.share:.2%}"
-    return row.stage, row.source, asked, share, tokens, f"{row.epochs:.2f}", cap, repeats
+    repeats = f"{row.repeats:,}" if row.repeats else "-"
+    share, epochs = f"{row.share:.2%}", f"{row.epochs:.2f}"
+    return row.stage, row.source, asked, share, f"{row.tokens:,}", epochs, cap, repeats
 
 
 def _aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:

@@ -30,9 +30,9 @@ def shift(
     """Shares of a stage, nearest to those asked, that draw no more than `room` of any source.
 
     A stage goes from `start` to `end` and stays there: it draws start_rows * start plus
-    end_rows * end. Sources over their room are scaled down to it, in both; the others of each are scaled up by one
-    factor, which may bring more of them over; until none is. Where `start` has no others, those of
-    `end` fill it.
+    end_rows * end. Sources over their room are scaled down to it, in both; the others of each are
+    scaled up by one factor, which may bring more of them over; until none is. Where `start` has no
+    others, those of `end` fill it.
 
     Args:
       start, end: shares, each with the sum 1.

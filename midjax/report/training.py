@@ -49,7 +49,7 @@ class Total:
 
 def stages(run: records.Run) -> list[Stage]:
     """The stages of a run, from its stage events; without any, wherever the weights changed."""
-    starts = {e["step"]: str(e.get("name")) for e in _events(run, "stage") if "step" in e}
+    starts = _stage_starts(run)
     groups: list[tuple[str, list[dict[str, Any]]]] = []
     name, asked, previous = "", None, run.start_tokens
     before = {}
@@ -67,6 +67,17 @@ def stages(run: records.Run) -> list[Stage]:
         groups[-1][1].append(row)
         before[row["step"]], previous = previous, records.number(row["tokens"])
     return [_stage(run, name, rows, before[rows[0]["step"]]) for name, rows in groups]
+
+
+def _stage_starts(run: records.Run) -> dict[int, str]:
+    """Step -> stage that begins with it; without those that another mixture did away with."""
+    found: dict[int, str] = {}
+    for event in run.events:
+        if event.get("event") == "mixture_changed":
+            found = {step: name for step, name in found.items() if step <= event["step"]}
+        elif event.get("event") == "stage" and "step" in event:
+            found[event["step"]] = str(event.get("name"))
+    return found
 
 
 def _stage(run: records.Run, name: str, rows: list[dict[str, Any]], first: float) -> Stage:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The order against the definition of its shares, counted one row at a time."""
 
+import dataclasses
 import itertools
 from multiprocessing import reduction
 
@@ -318,6 +319,25 @@ def test_random_mixtures_are_exact_and_lose_nothing(given, data):
     assert order[one] == (sources[one], numbers[one])
     seen = np.bincount(sources[:one], minlength=len(order.names))
     assert np.array_equal(order.counts(one), seen)
+
+
+@settings(max_examples=60, deadline=None)
+@given(mixtures(), st.data())
+def test_a_run_is_refused_if_and_only_if_a_cap_is_broken(given, data):
+    mix, arguments = given
+    mix = dataclasses.replace(mix, max_epochs=dict.fromkeys(mix.names, 1e6), over_cap="error")
+    total = arguments["total_rows"]
+    drawn = order_lib.Order(mix, **arguments).drawn(total)
+    caps = {name: data.draw(st.integers(0, 40)) / 4 for name in mix.names}
+    most = {name: caps[name] * arguments["source_rows"][name] for name in mix.names}
+    broken = {name for name in mix.names if drawn[name] > most[name]}
+    capped = dataclasses.replace(mix, max_epochs=caps)
+    if not broken:
+        assert order_lib.Order(capped, **arguments).drawn(total) == drawn
+        return
+    with pytest.raises(ValueError, match="more epochs than its caps allow") as error:
+        order_lib.Order(capped, **arguments)
+    assert broken == {name for name in mix.names if f" {name}: " in str(error.value)}
 
 
 @settings(max_examples=80, deadline=None)

@@ -33,13 +33,13 @@ def test_the_table_of_a_run_by_hand():
         "then: from 3.2K to 6.4K tokens, the first 1.6K a ramp",
         "",
         "stage  source    asked  in force  tokens  epochs  cap  repeats",
-        "first  a        75.00%    75.00%    2.4K    1.20           400",
+        "first  a        75.00%    75.00%   2,400    1.20           400",
         "first  b        25.00%    25.00%     800    0.33             -",
         "then   a         0.00%     0.00%     600    0.30           600",
-        "then   b       100.00%   100.00%    2.6K    1.08            1K",
-        "total  a                  46.88%      3K    1.50    3       1K",
-        "total  b                  53.12%    3.4K    1.42  2.5       1K",
-        "total                               6.4K                    2K",
+        "then   b       100.00%   100.00%   2,600    1.08         1,000",
+        "total  a                  46.88%   3,000    1.50    3    1,000",
+        "total  b                  53.12%   3,400    1.42  2.5    1,000",
+        "total                              6,400                 2,000",
     ]
 
 
@@ -57,8 +57,8 @@ def test_rows_of_an_earlier_mixture_stand_first():
     assert {r.stage for r in rows} == {plan.BEFORE, "then"}
     table = plan.table(order)
     assert "first: from 0 to 3.2K tokens, over before" in table
-    assert "(drawn before)  gone             left out      1K" in table
-    assert table.splitlines()[-1].split() == ["total", "6.4K", "1.8K"]
+    assert "(drawn before)  gone             left out   1,000" in table
+    assert table.splitlines()[-1].split() == ["total", "6,400", "1,800"]
 
 
 @settings(max_examples=60, deadline=None)

@@ -2,7 +2,7 @@
 """Computed weights against the formulas of their papers, by hand."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from midjax.mixture import weights
@@ -44,6 +44,7 @@ def test_unimax_with_more_budget_than_text_is_proportional():
     assert found == pytest.approx({n: c / sum(COUNTS.values()) for n, c in COUNTS.items()})
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(1, 10**6), min_size=1, max_size=20),
     st.floats(0.5, 8),

@@ -55,6 +55,16 @@ def test_stages_asked_and_seen(resumed):
     assert sharp.seen == {"code": 80 / 120, "prose": 40 / 120}
 
 
+def test_a_stage_that_another_mixture_did_away_with_is_no_stage():
+    """Said by a run that was killed; it went on from step 2 with other weights and no `sharp`."""
+    changed = [
+        {"event": "mixture_changed", "step": 2},
+        {"event": "stage", "name": "broad (changed)", "step": 4, "weights": {}},
+    ]
+    found = training.stages(make(ROWS, EVENTS + changed))
+    assert [(s.name, s.first_step) for s in found] == [("broad", 1), ("broad (changed)", 4)]
+
+
 def test_without_stage_events_a_change_of_weights_makes_one():
     found = training.stages(make(ROWS, []))
     assert [(s.first_step, s.last_step) for s in found] == [(1, 2), (3, 4)]

@@ -84,6 +84,18 @@ def test_a_resume_in_a_new_folder_counts_its_own_rows_and_says_its_stage(source)
     assert [(e["name"], e["step"]) for e in events if e["event"] == "stage"] == [("s0", 9)]
 
 
+def test_a_resume_in_a_new_folder_may_change_the_mixture(source):
+    other = tiny.data(source / "tokens", tiny.mixture((0, {"prose": 0.5, "code": 0.5})))
+    config = tiny.train(source, "on", steps=12, data=other, start=keeping(source, kind="resume"))
+    prepared = prepare.prepare(config)
+    drawn = checkpoint.read_facts(str(source / "run"), 8)["data"]["drawn_rows"]
+    assert prepared.position.changed and prepared.position.past.first_row == 8 * tiny.B
+    assert prepared.position.past.drawn == drawn and len(prepared.mixtures) == 2
+    order = prepared.loader.order
+    assert order.drawn(12 * tiny.B)["maths"] == drawn["maths"]
+    assert sum(order.drawn(12 * tiny.B).values()) == 12 * tiny.B
+
+
 def test_a_branch_that_kept_the_seed_resumes(source):
     """Killed after its first checkpoint, it goes on with the seed that it took over."""
     data = tiny.data(source / "tokens", tiny.mixture(seed=99))

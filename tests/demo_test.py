@@ -25,8 +25,8 @@ def test_every_step_reads_what_an_earlier_step_wrote():
         if verb == "import":
             written |= {root.output, f"{root.output}/tokenizer"}
         elif verb == "tokenize":
-            if root.tokenizer.startswith(demo.OUTPUT):
-                needs(root.tokenizer)
+            if root.tokenizer.path.startswith(demo.OUTPUT):
+                needs(root.tokenizer.path)
             written |= {f"{root.output}/{name}" for name in root.sources}
         elif verb == "train":
             for source in root.data.sources.values():

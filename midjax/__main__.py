@@ -142,8 +142,8 @@ def _tokenize(arguments: list[str]) -> None:
     from midjax import config
     from midjax.batches import tokenize
 
-    config.save(root, root.output)
     tokenize.run(root)
+    config.save(root, root.output)  # last: of a run that was refused nothing is left
 
 
 # What a run that resumes may change: where and how it computes, never what.
@@ -173,10 +173,12 @@ def _train(arguments: list[str]) -> None:
     root = _load("train", arguments)
     _guard_train(root)
     from midjax import config, log
+    from midjax.model import hf_generation
     from midjax.train import loop
 
     begun = loop.begin(root)  # a recipe that cannot run leaves no run directory behind
     config.save(root, root.run_dir)
+    hf_generation.carry(root.run_dir, run=root.start.run, folder=root.start.huggingface)
     log.say(f"every setting: {root.run_dir}/config.gin")
     loop.go(begun)
 
@@ -282,31 +284,47 @@ def _eval(arguments: list[str]) -> None:
 
 def _export(arguments: list[str]) -> None:
     root = _load("export", arguments)
-    import jax
-
     from midjax import checkpoint, export, files, log
     from midjax.model import sharding
 
     model, step, facts = _found(root.run, root.step)
     root = dataclasses.replace(root, step=step)
-    tokenizer_hash = facts["manifest"]["tokenizer_hash"]
-    export.check(root, model, tokenizer_hash=tokenizer_hash)  # before the parameters are read
-    mesh = sharding.make(sharding.Mesh(data=1, fsdp=1, tensor=1), jax.devices()[:1])
-    params = _params(model, root.run, step, mesh)
+    stages = checkpoint.lineage(root.run, step)
+    known = {"said": _said(stages), "tokenizer_hash": facts["manifest"]["tokenizer_hash"]}
+    export.check(root, model, **known)  # before the parameters are read
+    params = _params(model, root.run, step, sharding.make(root.mesh))
     evals = {
         place.stem: files.read_json(place)
         for place in sorted((files.path(root.run) / "eval").glob("*.json"))
     }
     lineage = {
-        "stages, oldest first": checkpoint.lineage(root.run, step),
+        "stages, oldest first": stages,
         "evals": {name: found for name, found in evals.items() if found["step"] == step},
     }
-    result = export.run(root, model, params, lineage, tokenizer_hash=tokenizer_hash)
+    result = export.run(root, model, params, lineage, **known)
     files.write_json(files.path(root.output) / "export.json", dataclasses.asdict(result))
     log.say(
-        f"{result.folder}: logits within {result.max_difference:.1e} of {result.compared_with}, "
-        f"over {result.compared_tokens} tokens"
+        f"{result.folder}: {result.compared_tensors} tensors read back bit for bit; logits within "
+        f"{result.max_difference:.1e} of {result.compared_with}, over {result.compared_tokens} "
+        "tokens"
     )
+    if result.not_compared:
+        log.say(f"  not compared with transformers: {result.not_compared}")
+    log.say(f"  token ids and settings for generation: from {result.token_ids_from}")
+
+
+def _said(stages: list[dict[str, Any]]) -> Any:
+    """What the first folder of a run said of generation, as the newest of its runs has it."""
+    from midjax import files
+    from midjax.model import hf_generation
+
+    for stage in reversed(stages):
+        if "run" in stage and (found := hf_generation.kept(stage["run"])):
+            return found
+        folder = stage.get("Hugging Face folder")
+        if folder and (files.path(folder) / hf_generation.CONFIG).exists():
+            return hf_generation.read(folder)
+    return None
 
 
 def _report(arguments: list[str]) -> None:
@@ -331,19 +349,23 @@ VERBS = {
   midjax demo [--fresh]
 
 Runs, in this process, the verbs below with the recipes gin/recipes/demo_*.gin and prints each
-command before it runs. Takes about 3 minutes on 2 quiet CPU cores. What is finished is kept: the
+command before it runs. Takes 3 to 4 minutes on 2 quiet CPU cores. What is finished is kept: the
 same command goes on after an interruption, and --fresh starts over.
-Writes build/demo/: report.html, export/ (a Hugging Face folder), tokens/ and the runs.""",
+Ends with 60 updates of a model that others pretrained, llama2.c's stories260K.
+Writes build/demo/: report.html, stories.html, export/ (a Hugging Face folder), tokens/ and the
+runs.""",
     ),
     "tokenize": Verb(
         _tokenize,
-        "text sources -> token folders (once per tokenizer)",
+        "corpora -> token folders (once per tokenizer)",
         """\
   midjax tokenize --gin_file=gin/recipes/demo_tokenize.gin
 
-Reads JSON lines (.gz too) or plain text, writes OUTPUT/<source>/ with token shards and a
-manifest (tokenizer hash, counts, what was dropped and why). Sources whose files did not change
-are kept as they are.""",
+Reads JSON lines, plain text (.gz and .zst too), Parquet, ArrayRecord, datasets folders, TFDS and
+seqio Tasks and Mixtures; writes OUTPUT/<source>/ with token shards, masks of what bears loss, and a
+manifest (hashes of tokenizer and input, counts, what was dropped and why, what may do harm). Uses
+all processors (Tokenize.processes). The same command goes on after an interruption, and keeps
+sources whose tokenizer, reader and files did not change.""",
     ),
     "import": Verb(
         _import,
@@ -352,7 +374,8 @@ are kept as they are.""",
   midjax import --gin_file=gin/recipes/import_maxtext.gin --gin.MaxText.path=CHECKPOINTS/STEP
 
 Writes Import.output: checkpoints/<step>/ with parameters and, where the source has them, Adam's
-moments, counts and learning rate; tokenizer/; model.gin (the model, a --gin_file for recipes);
+moments, counts and learning rate; tokenizer/; source/ (config.json and generation_config.json of
+a Hugging Face folder, for a later export); model.gin (the model, a --gin_file for recipes);
 import.json (what was made of what, what was left out); config.json. Start a run from it with
 Start.run; eval and export read it like any run.""",
     ),
@@ -391,13 +414,14 @@ Reads parameters only. Writes RUN/eval/<name>.json.""",
     ),
     "export": Verb(
         _export,
-        "a run -> a Hugging Face folder, loaded back and compared",
+        "a run -> a Hugging Face folder, read back and compared",
         """\
   midjax export --gin_file=gin/recipes/demo_export.gin
 
-Reads parameters only. Writes safetensors, config, tokenizer and a model card, loads the folder
-back (with transformers where PyTorch is installed, else with midjax's own importer) and prints
-the largest difference between logits.""",
+Reads parameters only, onto Export.mesh. Writes safetensors, config, tokenizer, generation config
+(those of the Hugging Face folder that the run comes from, if it comes from one) and a model card.
+Reads every tensor back and compares its bits; compares logits with transformers, where PyTorch is
+installed and the host has room for the model, and prints what was compared.""",
     ),
     "report": Verb(
         _report,

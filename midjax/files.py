@@ -1,30 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
 """Local and `gs://` paths through one layer: atomic writes, hashes, JSON, capped decompression."""
 
+import contextlib
 import glob as globbing
-import gzip
 import hashlib
-import io
+import importlib.util
 import json
 import os
 import uuid
-import zlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 from etils import epath
 
 # Paths that start with this lie in the installed package: data that ships with it.
 PACKAGE = "package:"
-# A line of text that expands beyond this is taken for a decompression bomb or a binary file.
+# A longer line of text is skipped: hardly a document, and tokenizers need many times its size.
 MAX_LINE_BYTES = 64 * 1024 * 1024
+# A compressed file that expands beyond both is a decompression bomb. Text compresses 3 to 20 times.
+BOMB_BYTES = 1 << 30
+BOMB_RATIO = 200
+_CHUNK_BYTES = 1 << 20
+_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_OTHER_COMPRESSIONS = {".bz2", ".xz", ".lz4", ".zip", ".7z", ".tar", ".tgz"}
+_GLOB_CHARACTERS = frozenset("*?[")
+# What epath reads buckets with: TensorFlow where it is installed (then it is imported), else gcsfs.
+_GCS_LIBRARIES = ("gcsfs", "tensorflow")
 
 
 def path(name: str | os.PathLike[str]) -> epath.Path:
-    """`name` as a path; `~` is expanded, and `package:x` is file x of this package."""
+    """`name` as a path; `~` is expanded, and `package:x` is file x of this package.
+
+    Raises:
+      ValueError: a `gs://` path, and nothing that could read it is installed.
+    """
     text = os.fspath(name)
     if text.startswith(PACKAGE):
         return epath.Path(__file__).parent / text[len(PACKAGE) :]
+    if text.startswith("gs://") and not any(map(importlib.util.find_spec, _GCS_LIBRARIES)):
+        raise ValueError(
+            f"{text} is in Google Cloud Storage, and gcsfs is not installed: "
+            "pip install 'midjax[gcs]', or copy the files to a local folder."
+        )
     return epath.Path(name).expanduser()
 
 
@@ -37,9 +54,9 @@ def match(pattern: str) -> list[str]:
     if pattern.startswith(PACKAGE):
         pattern = str(path(pattern))
     if "://" in pattern:
-        root, _, rest = pattern.partition("://")
+        scheme, _, rest = pattern.partition("://")
         bucket, _, tail = rest.partition("/")
-        found = [str(p) for p in epath.Path(f"{root}://{bucket}").glob(tail)]
+        found = [str(p) for p in path(f"{scheme}://{bucket}").glob(tail)]
     else:
         found = globbing.glob(os.path.expanduser(pattern), recursive=True)
     found = sorted(name for name in found if not epath.Path(name).is_dir())
@@ -49,6 +66,34 @@ def match(pattern: str) -> list[str]:
             "Give a path or a glob that exists."
         )
     return found
+
+
+def match_with_names(pattern: str) -> list[tuple[str, str]]:
+    """`match`, and for each file its name below the pattern's folders without wildcards: unique,
+    and the same wherever the folder lies.
+
+    Raises:
+      FileNotFoundError: nothing matches.
+    """
+    parts = pattern.split("/")
+    fixed = next((i for i, part in enumerate(parts) if _GLOB_CHARACTERS & set(part)), len(parts))
+    depth = len(parts) - 1 - min(fixed, len(parts) - 1)
+    found = match(pattern)
+    if "**" in parts:  # of any depth: cut off the folder itself
+        root = "/".join(parts[:fixed])
+        root = str(path(root)) if root else ("/" if pattern.startswith("/") else ".")
+        return [(name, os.path.relpath(name, root)) for name in found]
+    return [(name, "/".join(name.split("/")[-1 - depth :])) for name in found]
+
+
+def require_local(name: str, what: str) -> None:
+    """Refuses a path in a bucket, for what is read by a library that knows local files only.
+
+    Raises:
+      ValueError: says to copy.
+    """
+    if "://" in name:
+        raise ValueError(f"{what} reads local files only, got {name}. Copy them here first.")
 
 
 def write_bytes(name: str | os.PathLike[str], data: bytes) -> None:
@@ -92,37 +137,160 @@ def sha256(data: bytes) -> str:
 def sha256_of(name: str | os.PathLike[str]) -> str:
     """Hex digest of a file's content, read in pieces."""
     digest = hashlib.sha256()
-    with path(name).open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+    hash_range(digest, name, 0, None)
     return digest.hexdigest()
 
 
-def lines(name: str, read: Callable[[int], None] = lambda position: None) -> Iterator[bytes]:
-    """Lines of a text file, `.gz` decompressed on the way, without their line ends.
-
-    Memory is bounded by the longest line. `read` is told how many bytes of the file were read.
+def hash_range(
+    digest: "hashlib._Hash", name: str | os.PathLike[str], begin: int, end: int | None
+) -> None:
+    """Updates a digest with the bytes [begin, end) of a file, read in pieces; end None is its end.
 
     Raises:
-      ValueError: a line is longer than `MAX_LINE_BYTES`, or the gzip stream is damaged.
+      FileNotFoundError: there is no such file.
     """
-    with (
-        path(name).open("rb") as raw,
-        gzip.open(raw, "rb") if name.endswith(".gz") else io.BufferedReader(raw) as file,
-    ):
-        number = 0
-        while True:
-            try:
-                line = file.readline(MAX_LINE_BYTES + 1)
-            except (EOFError, OSError, zlib.error) as error:
-                raise ValueError(f"{name} is damaged after line {number}: {error}") from error
-            if not line:
-                return
-            number += 1
-            read(raw.tell())
-            if len(line) > MAX_LINE_BYTES:
-                raise ValueError(
-                    f"{name}:{number} is longer than {MAX_LINE_BYTES} bytes. "
-                    "Is it really one JSON object or one line of text per line?"
-                )
-            yield line.rstrip(b"\r\n")
+    with path(name).open("rb") as file:
+        for piece in _pieces(file, begin, end):
+            digest.update(piece)
+
+
+def _pieces(file: BinaryIO, begin: int, end: int | None) -> Iterator[bytes]:
+    file.seek(begin)
+    left = end - begin if end is not None else None
+    while piece := file.read(_CHUNK_BYTES if left is None else min(_CHUNK_BYTES, left)):
+        yield piece
+        if left is not None:
+            left -= len(piece)
+
+
+def size(name: str | os.PathLike[str]) -> int:
+    """Bytes of a file."""
+    return path(name).stat().length
+
+
+def is_compressed(name: str) -> bool:
+    """Whether `lines` decompresses this file, by its name."""
+    return os.path.splitext(name)[1] in _COMPRESSIONS
+
+
+def cut_at_lines(name: str, piece_bytes: int) -> Iterator[tuple[int, int]]:
+    """Ranges [begin, end) of an uncompressed file, which cover it, end at line ends, and have
+    `piece_bytes` or the rest of a longer line more."""
+    total, begin = size(name), 0
+    with path(name).open("rb") as file:
+        while begin < total:
+            end = min(begin + piece_bytes, total)
+            if end < total:
+                file.seek(end - 1)  # a line that ends right there needs no more
+                while piece := file.readline(_CHUNK_BYTES):
+                    if piece.endswith(b"\n"):
+                        break
+                end = file.tell()
+            yield begin, end
+            begin = end
+
+
+def expansion_limit(stored_bytes: int) -> int:
+    """Bytes beyond which what expands from `stored_bytes` is taken for a decompression bomb."""
+    return max(BOMB_BYTES, BOMB_RATIO * stored_bytes)
+
+
+class Line(NamedTuple):
+    """One line of a text file.
+
+    Attributes:
+      number: from 1, in the range that is read.
+      data: its bytes without the line end; None of a line that is too long, for the `reason`.
+      reason: why there is no data.
+    """
+
+    number: int
+    data: bytes | None
+    reason: str = ""
+
+
+def lines(
+    name: str,
+    read: Callable[[int], None] = lambda position: None,
+    begin: int = 0,
+    end: int | None = None,
+) -> Iterator[Line]:
+    """Lines of a text file, `.gz` and `.zst` decompressed on the way; without a byte order mark.
+
+    Memory is bounded by `MAX_LINE_BYTES`: the data of a longer line is let go as it is read.
+
+    Args:
+      name: the file.
+      read: is told how many bytes of the range were read, as they are stored.
+      begin, end: range of an uncompressed file, from the beginning of a line.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the compressed stream is damaged, ends too early, or expands beyond `BOMB_BYTES`
+        and `BOMB_RATIO`; or it is compressed in another way.
+    """
+    held: list[bytes] = []
+    number, held_bytes, started = 1, 0, begin > 0
+
+    def line() -> Line:
+        if held_bytes > MAX_LINE_BYTES:
+            return Line(number, None, f"longer than {MAX_LINE_BYTES} bytes")
+        return Line(number, b"".join(held).rstrip(b"\r\n"))
+
+    chunks = _chunks(name, read, begin, end)
+    while True:
+        try:
+            chunk = next(chunks, None)
+        except (EOFError, OSError) as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise ValueError(
+                f"{name} is damaged or was cut off, in line {number}: {error}. Fetch it again."
+            ) from error
+        if chunk is None:
+            break
+        if not started:
+            chunk, started = chunk.removeprefix(b"\xef\xbb\xbf"), True
+        *ended, rest = chunk.split(b"\n")
+        for part in ended:
+            held.append(part)
+            held_bytes += len(part)
+            yield line()
+            number, held, held_bytes = number + 1, [], 0
+        held_bytes += len(rest)
+        held = [*held, rest] if held_bytes <= MAX_LINE_BYTES else []
+    if held_bytes:
+        yield line()
+
+
+def _chunks(name: str, read: Callable[[int], None], begin: int, end: int | None) -> Iterator[bytes]:
+    ending = os.path.splitext(name)[1]
+    if ending in _OTHER_COMPRESSIONS:
+        raise ValueError(
+            f"{name}: {ending} is not read; {', '.join(_COMPRESSIONS)} and plain text are. "
+            "Unpack it."
+        )
+    kind = _COMPRESSIONS.get(ending)
+    with path(name).open("rb") as raw:
+        if kind is None:
+            for piece in _pieces(raw, begin, end):
+                read(raw.tell() - begin)
+                yield piece
+            return
+        import pyarrow  # not at the top: who reads no compressed text needs no pyarrow
+
+        expanded, limit = 0, expansion_limit(size(name))
+        # Its decompressors, unlike the gzip and zstandard modules, have all that is needed: bounded
+        # output per step, several streams in one file, and an error where a stream is cut off.
+        with contextlib.closing(pyarrow.PythonFile(raw, "r")) as source:
+            stream = pyarrow.CompressedInputStream(source, kind)
+            while piece := stream.read(_CHUNK_BYTES):
+                expanded += len(piece)
+                if expanded > limit:
+                    raise ValueError(
+                        f"{name} expands to more than {limit} bytes from {size(name)}: a "
+                        f"decompression bomb. Text does not compress {BOMB_RATIO} times; "
+                        "if yours does, decompress it first."
+                    )
+                read(raw.tell())
+                yield piece

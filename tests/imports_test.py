@@ -36,7 +36,8 @@ TABLE: dict[str, set[str]] = {
     "train": BASE | {"mixture", "batches", "model", "trees", "checkpoint", "average", "evals"},
     "search": BASE | {"train", "evals", "mixture"},
     "plan": BASE | {"model", "checkpoint", "train"},
-    "export": BASE | {"model", "checkpoint"},
+    "export": BASE | {"model", "checkpoint", "export_check"},
+    "export_check": BASE | {"model"},
     "importing": BASE | {"model", "trees", "checkpoint"},
     "strict": BASE,
     "config": BASE | {"strict"},
@@ -46,10 +47,13 @@ ONE_OWNER = {
     "gin": {"config"},
     "orbax": {"checkpoint"},
     "flax": {"model"},
-    "transformers": {"export"},
-    "tokenizers": {"batches.tokenize", "export", "evals", "importing.llama2c_tokenizer"},
+    "transformers": {"export_check"},
+    "tokenizers": {"batches.encoders", "export", "evals", "importing.llama2c_tokenizer"},
     "safetensors": {"model.tensor_files"},
-    "torch": {"export"},
+    "torch": {"export_check"},
+    "pyarrow": {"corpora", "files"},
+    "tensorflow_datasets": {"corpora.tfds"},
+    "seqio": {"corpora.seqio", "batches.seqio"},
 }
 NEVER_AT_MODULE_LEVEL = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio", "torch"}
 NEVER = {"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve"}
@@ -170,6 +174,12 @@ def test_help_imports_neither_jax_nor_tensorflow():
 def test_loading_a_recipe_needs_no_accelerator_library():
     loaded = run("import sys; from midjax import config; print(*sys.modules)").split()
     assert "gin" in loaded and not {"jax", "tensorflow", "torch"} & set(loaded)
+
+
+def test_readers_of_corpora_need_neither_jax_nor_tensorflow():
+    loaded = run("import sys; from midjax.corpora import sources; print(*sys.modules)").split()
+    assert "pyarrow" in loaded
+    assert not {"jax", "tensorflow", "tensorflow_datasets", "seqio", "datasets"} & set(loaded)
 
 
 def test_seqio_and_tfds_are_installed_and_import_together():

@@ -2,11 +2,9 @@
 """The record that crosses from data to training and evaluation."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jaxtyping import Float, Int
 
 FIELDS = ("tokens", "targets", "segments", "positions", "weights", "source")
@@ -21,8 +19,9 @@ class Batch:
     Attributes:
       tokens: inputs.
       targets: the token after each input, in the same document.
-      segments: 1.. per document in the row; 0 is padding.
-      positions: restart at 0 in every document piece.
+      segments: 1.. per document in the row, or 1 where the documents of a row see each other; 0 is
+        padding.
+      positions: restart at 0 in every segment.
       weights: loss weight; 0 on padding and masked text.
       source: index into the mixture's sorted source names.
     """
@@ -33,8 +32,3 @@ class Batch:
     positions: Int[Any, "... B T"]
     weights: Float[Any, "... B T"]
     source: Int[Any, "... B T"]
-
-
-def stack(rows: Sequence[Mapping[str, np.ndarray]]) -> Batch:
-    """Rows of `pack.Rows`, each field [T], as one batch [len(rows), T]."""
-    return Batch(**{name: np.stack([row[name] for row in rows]) for name in FIELDS})

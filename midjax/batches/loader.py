@@ -1,22 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """Token folders + mixture -> batches, from any row on, on any number of readers.
 
-The position of a run is one integer: the next global row. Step s of a run with B rows per batch
-reads the rows [s * B, (s + 1) * B); reader r of R takes those with index % R == r.
+The position of a run is one integer: the next global row. A batch is the next B rows, whatever B is
+at this step, and reader r of R makes the r-th of R equal parts of it: what reaches the devices does
+not depend on the number of readers.
+
+Grain carries batches, not documents: element i of its dataset is batch i, made in one go by
+arithmetic on its index. So any number of threads or processes can make them, in any order, and
+Grain's cost is that of a batch.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import grain
 import jax
 import numpy as np
+from absl import flags
+from jaxtyping import Int
 
+from midjax.batches import assemble, pack, permute, plans, rows, shards
 from midjax.batches import batch as batch_lib
-from midjax.batches import pack, shards
+from midjax.batches import starts as starts_lib
 from midjax.mixture import order as order_lib
 from midjax.mixture import stages as stages_lib
+
+# Rows whose pieces are looked up at a time: arithmetic on arrays costs little more than on numbers.
+_CHUNK_ROWS = 1024
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,13 +39,15 @@ class Source:
 
     Attributes:
       tokens: folder that `midjax tokenize` wrote.
-      packing: how its documents become rows, see `pack.plan`.
+      packing: how its documents become rows, the `policy` of `pack.Packing`.
+      mask: what a token sees of its row, see `pack.Packing`.
       least_tokens, most_tokens: documents of fewer or more tokens (BOS and EOS included) are in no
         row of this source; None is no bound.
     """
 
     tokens: str
-    packing: Literal["concat", "best_fit"]
+    packing: pack.Policy
+    mask: pack.Mask = "document"
     least_tokens: int | None = None
     most_tokens: int | None = None
 
@@ -47,10 +61,15 @@ class Source:
                 f"one input with its target), the least not over the most; got {low} and {high}."
             )
 
-    @property
-    def bounds(self) -> dict[str, int | None]:
-        """The bounds, as `pack.plan` takes them."""
-        return {"least_tokens": self.least_tokens, "most_tokens": self.most_tokens}
+    def packed(self, row_tokens: int) -> pack.Packing:
+        """How its documents become rows of `row_tokens`."""
+        return pack.Packing(
+            row_tokens=row_tokens,
+            policy=self.packing,
+            mask=self.mask,
+            least_tokens=self.least_tokens,
+            most_tokens=self.most_tokens,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,12 +81,15 @@ class Data:
       mixture: staged weights, caps, seed.
       row_tokens: T, tokens per row.
       batch_rows: B, rows per optimizer step, over all hosts.
+      workers: processes that make batches ahead; 0 is a thread of this one, which makes some
+        10,000 rows a second. Never decides what is in a batch.
     """
 
     sources: Mapping[str, Source]
     mixture: stages_lib.Mixture
     row_tokens: int
     batch_rows: int
+    workers: int = 0
 
     def __post_init__(self) -> None:
         if self.row_tokens < 1 or self.batch_rows < 1:
@@ -102,27 +124,41 @@ class Opened:
 
     def __init__(self, data: Data) -> None:
         self.names = data.mixture.names
-        self._sources = {n: shards.TokenSource(data.sources[n].tokens) for n in self.names}
         self._asked = {n: data.sources[n] for n in self.names}
+        # Two sources may read one folder.
+        folders = {asked.tokens for asked in self._asked.values()}
+        opened = {folder: shards.TokenSource(folder) for folder in sorted(folders)}
+        self._sources = {n: opened[asked.tokens] for n, asked in self._asked.items()}
         self.vocab_size: int = _same(self._sources, "vocab_size")
         self.tokenizer_hash: str = _same(self._sources, "tokenizer_hash")
         self.plans = {
-            name: pack.plan(
-                self._sources[name].lengths, data.row_tokens, asked.packing, **asked.bounds
-            )
+            name: plans.of(self._sources[name], asked.packed(data.row_tokens))
             for name, asked in self._asked.items()
         }
-        self.rows = {
-            name: pack.Rows(self._sources[name], plan, k)
-            for k, (name, plan) in enumerate(self.plans.items())
-        }
+
+    @property
+    def texts(self) -> list[assemble.Text]:
+        """What `assemble.batch` reads, in the order of `names`."""
+        return [
+            assemble.Text(tokens=self._sources[name], mask=asked.mask)
+            for name, asked in self._asked.items()
+        ]
+
+    def rows(self, name: str, seed: int) -> rows.Planned | rows.Laid:
+        """The rows of a source, epoch after epoch, the same whatever else is mixed."""
+        plan, key = self.plans[name], _seed_of(seed, name)
+        if isinstance(plan, pack.Plan):
+            return rows.Planned(plan, key)
+        return rows.Laid(plan, self._sources[name].lengths, self._asked[name].mask, key)
 
     def contents(self) -> dict[str, str]:
-        """Source -> hash of its tokens, packing, bounds: what `Order.fingerprint` does not see."""
+        """Source -> hash of its tokens, packing, mask, bounds, which `Order.fingerprint` lacks."""
         found = {}
         for name, asked in self._asked.items():
             parts = [self._sources[name].manifest["content_hash"][:16], asked.packing]
-            if any(bound is not None for bound in asked.bounds.values()):
+            if asked.mask != "document":
+                parts.append(f"mask {asked.mask}")
+            if asked.least_tokens is not None or asked.most_tokens is not None:
                 parts.append(f"{asked.least_tokens or ''}-{asked.most_tokens or ''}")
             found[name] = "/".join(parts)
         return found
@@ -151,96 +187,171 @@ class Loader:
         past: order_lib.Past = order_lib.NOTHING,
     ) -> None:
         self.data, self.names = data, opened.names
+        self._rows = [opened.rows(name, data.mixture.seed) for name in self.names]
+        self._texts = opened.texts
         self.order = order_lib.Order(
             data.mixture,
-            source_rows={name: len(rows) for name, rows in opened.rows.items()},
+            source_rows={n: len(r) for n, r in zip(self.names, self._rows, strict=True)},
             row_tokens=data.row_tokens,
             total_rows=total_rows,
             base_rows=base_rows,
             past=past,
         )
-        self._sources = {name: self._epochs(name, opened.rows[name]) for name in self.names}
-        self._dataset = grain.MapDataset.select_from_datasets(
-            list(self._sources.values()), self.order
+        self._again = data, total_rows, base_rows, past
+
+    def __reduce__(self) -> tuple:
+        # A worker opens the folders by itself: what lies in files is not sent.
+        return _loader, self._again
+
+    def rows(self, begin: int, end: int) -> "GlobalRows":
+        """Global rows [begin, end), but for their tokens."""
+        source, numbers = self.order.rows(begin, end)
+        row_id, pieces = rows.mixed(self._rows, source, numbers)
+        return GlobalRows(
+            ids=np.stack([source, row_id], axis=1),
+            layout=assemble.lay(pieces, source, self._texts, self.data.row_tokens),
         )
 
-    def _epochs(self, name: str, rows: pack.Rows) -> grain.MapDataset:
-        """A source without end: each epoch a fresh permutation, the same whatever else is mixed."""
-        numbered = grain.MapDataset.source(_Numbered(rows))
-        return numbered.shuffle(seed=_seed_of(self.data.mixture.seed, name)).repeat()
+    def batch(self, found: "GlobalRows", begin: int, end: int) -> batch_lib.Batch:
+        """The rows [begin, end) of those found."""
+        return assemble.batch(found.layout, begin, end, self._texts)
 
-    def row(self, index: int) -> dict[str, Any]:
-        """Global row `index`, with `row_id`, its number in the source's plan."""
-        return self._dataset[index]
-
-    def row_id(self, name: str, number: int) -> int:
-        """Which row of a source's plan its row `number`, counted over epochs, is."""
-        return int(self._sources[name][number]["row_id"])
+    def row_id(self, name: str, number: int) -> list[int]:
+        """[row, its first document] of a source's plan that is its row `number` over all epochs."""
+        row, pieces = self._rows[self.names.index(name)].pieces(np.array([number]))
+        return [int(row[0]), int(pieces.document[0])]
 
     def last_rows(self, next_row: int, count: int = 8) -> list[list[Any]]:
-        """[source, row in the source's plan] of the last `count` rows before `next_row`.
+        """[source, `row_id`] of the last `count` rows before `next_row`.
 
         Fewer where the order begins later.
 
         What a resumed run compares: that the same indices still mean the same rows.
         """
-        first = max(self.order.first_row, next_row - count)
-        rows = [self.row(index) for index in range(first, next_row)]
-        return [[self.names[row["source"][0]], row["row_id"]] for row in rows]
+        sources, numbers = self.order.rows(max(self.order.first_row, next_row - count), next_row)
+        names = [self.names[k] for k in sources]
+        return [[n, self.row_id(n, k)] for n, k in zip(names, numbers.tolist(), strict=True)]
 
     def batches(
-        self, *, next_row: int, reader: int = 0, readers: int = 1, prefetch: int = 2
-    ) -> Iterator[tuple[batch_lib.Batch, np.ndarray]]:
+        self,
+        *,
+        next_row: int,
+        reader: int = 0,
+        readers: int = 1,
+        batch_rows: Callable[[int], int] | Mapping[int, int] | None = None,
+        first_step: int = 0,
+        prefetch: int = 2,
+    ) -> "_Iterator":
         """Yields (this reader's part of each batch, its row ids [rows, 2]) from `next_row` on.
 
         Row ids are (source index, row in the source's plan). Ends with the run's last whole batch.
 
         Args:
           next_row: first global row; any, not only where a batch ended.
-          reader, readers: which share of each batch; `readers` divides `batch_rows`.
-          prefetch: batches made ahead in a thread; 0 makes them when asked.
+          reader, readers: which share of each batch; `readers` divides the rows of every batch.
+          batch_rows: rows of the batch of a step, as a function of the step or as {first step of
+            which it holds: rows}; None is `Data.batch_rows` always.
+          first_step: the step of the first batch.
+          prefetch: batches made ahead in a thread; 0 makes them when asked. With `Data.workers`
+            each process makes as many ahead.
+
+        Raises:
+          ValueError: a batch does not divide over the readers, or has no row.
         """
-        if self.data.batch_rows % readers:
-            raise ValueError(
-                f"Data.batch_rows = {self.data.batch_rows} does not divide over {readers} readers "
-                "(hosts). Choose a multiple."
-            )
-        mine = self._dataset.slice(slice(next_row + reader, self.order.total_rows, readers))
-        # Local rows: no reading threads of Grain's own, which cost more than they save.
-        dataset = mine.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-        dataset = dataset.batch(
-            self.data.batch_rows // readers, drop_remainder=True, batch_fn=_batch
+        starts = starts_lib.starts(
+            batch_rows or {0: self.data.batch_rows},
+            first_step=first_step,
+            next_row=next_row,
+            total_rows=self.order.total_rows,
         )
-        if prefetch:
+        starts_lib.check_divides(starts, readers)
+        batches = grain.MapDataset.source(_Batches(self, starts, reader, readers))
+        # Local rows: no reading threads of Grain's own, which cost more than they save.
+        dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+        if self.data.workers and len(batches):
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # Grain reads one of its own
+            dataset = dataset.mp_prefetch(
+                grain.MultiprocessingOptions(
+                    num_workers=self.data.workers, per_worker_buffer_size=max(prefetch, 1)
+                )
+            )
+        elif prefetch:
             dataset = grain.experimental.ThreadPrefetchIterDataset(
                 dataset, prefetch_buffer_size=prefetch
             )
-        return iter(dataset)
+        return _Iterator(dataset)
 
 
-class _Numbered:
-    """Rows with their own number, for accounting and tests."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GlobalRows:
+    """Some rows in the order of a run.
 
-    def __init__(self, rows: pack.Rows) -> None:
-        self._rows = rows
+    Attributes:
+      ids: source index and row in the source's plan, [rows, 2].
+      layout: of them all.
+    """
+
+    ids: Int[np.ndarray, "rows 2"]
+    layout: assemble.Layout
+
+
+class _Batches:
+    """`[i]` is a reader's part of batch i, its fields and `row_ids`: a source for Grain."""
+
+    def __init__(
+        self, loader: Loader, starts: starts_lib.Starts, reader: int, readers: int
+    ) -> None:
+        self._loader, self._starts = loader, starts
+        self._reader, self._readers = reader, readers
+        batch_rows = starts[1] - starts[0] if len(starts) > 1 else 1
+        self._per_chunk = max(1, _CHUNK_ROWS // int(batch_rows))
+        self._chunks = functools.lru_cache(maxsize=2)(self._chunk)
+
+    def __reduce__(self) -> tuple:
+        return _Batches, (self._loader, self._starts, self._reader, self._readers)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._starts) - 1
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._rows[int(index)] | {"row_id": int(index)}
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        first = index - index % self._per_chunk
+        begin, end = int(self._starts[index]), int(self._starts[index + 1])
+        part = (end - begin) // self._readers
+        at = begin - int(self._starts[first]) + self._reader * part
+        found = self._chunks(first)
+        batch = self._loader.batch(found, at, at + part)
+        # Plain arrays, which Grain passes between processes in shared memory.
+        fields = {name: getattr(batch, name) for name in batch_lib.FIELDS}
+        return fields | {"row_ids": found.ids[at : at + part]}
+
+    def _chunk(self, first: int) -> GlobalRows:
+        """The rows of some batches from batch `first` on."""
+        last = min(first + self._per_chunk, len(self))
+        return self._loader.rows(int(self._starts[first]), int(self._starts[last]))
 
 
-def _batch(rows: list[dict[str, Any]]) -> tuple[batch_lib.Batch, np.ndarray]:
-    ids = np.array([(row["source"][0], row["row_id"]) for row in rows], np.int64)
-    return batch_lib.stack(rows), ids
+class _Iterator(Iterator[tuple[batch_lib.Batch, np.ndarray]]):
+    """What Grain gives, as (Batch, row ids)."""
+
+    def __init__(self, dataset: grain.IterDataset) -> None:
+        self._elements = iter(dataset)
+
+    def __next__(self) -> tuple[batch_lib.Batch, np.ndarray]:
+        fields = next(self._elements)
+        row_ids = fields.pop("row_ids")
+        return batch_lib.Batch(**fields), row_ids
+
+    def close(self) -> None:
+        """Ends the thread or the processes that make batches ahead."""
+        self._elements.close()
 
 
-def _seed_of(seed: int, name: str) -> int:
-    """A seed per source name, so that adding a source changes no other's permutation."""
-    digest = np.frombuffer(name.encode().ljust(4, b"\0"), np.uint8)
-    mixed = np.random.SeedSequence([seed, *digest.tolist()]).generate_state(1)[0]
-    return int(mixed) & 0x7FFFFFFF
+def _loader(
+    data: Data, total_rows: int, base_rows: Mapping[str, int] | None, past: order_lib.Past
+) -> Loader:
+    opened = Opened(data)
+    return Loader(data, opened, total_rows=total_rows, base_rows=base_rows, past=past)
 
 
 def _same(sources: Mapping[str, shards.TokenSource], key: str) -> Any:
@@ -252,11 +363,19 @@ def _same(sources: Mapping[str, shards.TokenSource], key: str) -> Any:
     return next(iter(values.values()))
 
 
+def _seed_of(seed: int, name: str) -> np.uint64:
+    """A key per source name, so that adding a source changes no other's order."""
+    return permute.key("source", seed, name)
+
+
 def place(batch: batch_lib.Batch, sharding: jax.sharding.NamedSharding) -> batch_lib.Batch:
-    """Rows in host memory -> arrays [B, T] on the mesh.
+    """This process's rows -> arrays [B, T] over all processes.
+
+    Each device is sent a view of its part: nothing is copied on the host.
 
     Args:
-      batch: rows in the order that the mesh wants, see `model.context.arrange`.
+      batch: the part of the batch of `readers.share`, its places in the order that the mesh wants,
+        see `model.context.arrange`.
       sharding: of rows, `model.sharding.batch`.
     """
-    return jax.tree.map(lambda x: jax.device_put(x, sharding), batch)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

@@ -1,115 +1,74 @@
 # SPDX-License-Identifier: Apache-2.0
 """Token folders: documents of one source, tokenized once, read at random by index.
 
-<folder>/tokens-00000.array_record ...   one record per document: token ids, little-endian
-<folder>/lengths.npy                     tokens per document, BOS and EOS included
-<folder>/text_bytes.npy                  UTF-8 bytes per document
-<folder>/ids.jsonl                       source document ids, one JSON string per line
-<folder>/manifest.json                   written last: a folder without it is not a token folder
+<folder>/tokens-UUUUU-KKKKK.bin   token ids of whole documents, end to end, little-endian u2 or u4
+                                  (`dtype` in the manifest); part K of the source's unit U
+<folder>/loss-UUUUU-KKKKK.bin     one byte per token of that part: 1 where the token bears loss when
+                                  it is the target. Only where a document of the part has a mask
+<folder>/lengths.npy              [documents] tokens per document, BOS and EOS included
+<folder>/offsets.npy              [documents + 1] sums of the lengths: documents as one long text
+<folder>/text_bytes.npy           [documents] UTF-8 bytes of their texts
+<folder>/ids.jsonl                source document ids, one JSON string per line
+<folder>/manifest.json            written last: a folder without it is not a token folder
+
+Flat files, because any piece of any document is then one `pread` of a few microseconds, nothing is
+resident, and opening costs the same for ten documents and for ten million.
 """
 
+import bisect
+import collections
 import json
+import os
+import threading
 from collections.abc import Iterable
 from typing import Any
 
-import grain
 import numpy as np
-from array_record.python import array_record_module
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 
 from midjax import files
+from midjax.batches import parts
 
-MANIFEST = "manifest.json"
-
-
-def token_dtype(vocab_size: int) -> np.dtype:
-    """Smallest little-endian unsigned type that holds every id."""
-    return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
+MANIFEST = parts.MANIFEST
+token_dtype = parts.token_dtype
+# Files that one process holds open for all its sources; the least used is closed first.
+OPEN_FILES = 256
 
 
 def write(
-    folder: str,
-    documents: Iterable[tuple[str, int, Int[np.ndarray, " tokens"]]],
-    *,
-    facts: dict[str, Any],
-    shard_tokens: int,
+    folder: str, documents: Iterable[tuple], *, facts: dict[str, Any], shard_tokens: int
 ) -> dict[str, Any]:
-    """Writes a token folder and returns its manifest.
+    """Writes a token folder in one go and returns its manifest; `tokenize` writes in parts.
 
     Args:
       folder: destination; files of an older folder there are replaced.
-      documents: (id, UTF-8 bytes of the text, token ids) in order.
+      documents: (id, UTF-8 bytes of the text, token ids) in order, and as a fourth, where not all
+        of it bears loss, its mask [tokens].
       facts: what the manifest says besides counts; needs `vocab_size`.
       shard_tokens: a shard is closed once it holds this many tokens.
     """
-    root = files.path(folder)
-    root.mkdir(parents=True, exist_ok=True)
-    for old in root.iterdir():  # the manifest goes first: never a manifest beside half a folder
-        if old.name == MANIFEST:
-            old.unlink()
-    for old in root.iterdir():
-        if old.name.endswith((".array_record", ".npy", "ids.jsonl")):
-            old.unlink()
+    files.path(folder).mkdir(parents=True, exist_ok=True)
+    parts.clear(folder)
     dtype = token_dtype(facts["vocab_size"])
-    shards = _ShardWriter(root, dtype, shard_tokens)
-    ids, lengths, sizes = [], [], []
-    for key, text_bytes, tokens in documents:
-        shards.add(tokens)
-        ids.append(json.dumps(key, ensure_ascii=False) + "\n")
-        lengths.append(len(tokens))
-        sizes.append(text_bytes)
-    names = shards.close()
-    for name, column in (("lengths", lengths), ("text_bytes", sizes)):
-        with (root / f"{name}.npy").open("wb") as file:
-            np.save(file, np.array(column, np.int64), allow_pickle=False)
-    files.write_text(root / "ids.jsonl", "".join(ids))
-    hashes = {name: files.sha256_of(root / name) for name in names}
-    manifest = facts | {
-        "documents": len(lengths),
-        "tokens": int(sum(lengths)),
-        "text_bytes": int(sum(sizes)),
-        "dtype": dtype.str,
-        "shards": hashes,
-        "content_hash": files.sha256("".join(hashes.values()).encode()),
-    }
-    files.write_json(root / MANIFEST, manifest)
-    return manifest
-
-
-class _ShardWriter:
-    def __init__(self, root: Any, dtype: np.dtype, shard_tokens: int) -> None:
-        self._root, self._dtype, self._limit = root, dtype, shard_tokens
-        self._names: list[str] = []
-        self._writer: Any = None
-        self._held = 0
-
-    def add(self, tokens: np.ndarray) -> None:
-        if self._writer is None:
-            self._names.append(f"tokens-{len(self._names):05d}.array_record")
-            # Groups of one record: the only layout that is read at random without waste.
-            self._writer = array_record_module.ArrayRecordWriter(
-                str(self._root / self._names[-1]), "group_size:1"
-            )
-        self._writer.write(tokens.astype(self._dtype).tobytes())
-        self._held += len(tokens)
-        if self._held >= self._limit:
-            self._finish()
-
-    def _finish(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        self._writer, self._held = None, 0
-
-    def close(self) -> list[str]:
-        self._finish()
-        return self._names
+    writer = parts.PartWriter(folder, 0, key="", dtype=dtype, shard_tokens=shard_tokens)
+    for key, text_bytes, tokens, *loss in documents:
+        writer.add(key, text_bytes, np.asarray(tokens), *loss)
+    return parts.finish(folder, [writer.close({})], facts | {"dtype": dtype.str})
 
 
 class TokenSource:
-    """One token folder. `source[i]` is document i's token ids, int32.
+    """One token folder. `source[i]` is document i's token ids, int32. Pickles as its path.
+
+    Attributes:
+      folder: its path.
+      manifest: what `midjax tokenize` noted.
+      lengths, text_bytes: [documents] int64, mapped, not read.
+      offsets: [documents + 1] int64, mapped.
+      has_loss: whether some document has a mask of what bears loss.
 
     Raises:
       FileNotFoundError: there is no whole token folder at `folder`.
+      ValueError: the folder is damaged or of another version of midjax.
     """
 
     def __init__(self, folder: str) -> None:
@@ -121,31 +80,167 @@ class TokenSource:
             )
         self.folder = folder
         self.manifest: dict[str, Any] = files.read_json(root / MANIFEST)
-        self.lengths = self._column("lengths")
-        self.text_bytes = self._column("text_bytes")
-        if len(self.lengths) != self.manifest["documents"]:
+        if (found := self.manifest.get("format")) != parts.FORMAT:
             raise ValueError(
-                f"{folder} is damaged: {len(self.lengths)} lengths for "
-                f"{self.manifest['documents']} documents. Tokenize it again."
+                f"{folder} has the layout {found}, and this midjax reads {parts.FORMAT}. Run "
+                "`midjax tokenize` for this source again."
             )
+        documents = self.manifest["documents"]
+        self.lengths = self._column("lengths", documents)
+        self.text_bytes = self._column("text_bytes", documents)
+        self.offsets = self._column("offsets", documents + 1)
         self._dtype = np.dtype(self.manifest["dtype"])
-        paths = [str(root / name) for name in self.manifest["shards"]]
-        self._records = grain.sources.ArrayRecordDataSource(paths) if paths else []
+        self._shards = [_Shard(str(root), *item) for item in self.manifest["shards"].items()]
+        self._first_tokens = [0]
+        for shard in self._shards:
+            self._first_tokens.append(self._first_tokens[-1] + shard.tokens)
+        self.has_loss = any(shard.loss for shard in self._shards)
 
-    def _column(self, name: str) -> np.ndarray:
-        with (files.path(self.folder) / f"{name}.npy").open("rb") as file:
-            return np.load(file, allow_pickle=False)
+    def __reduce__(self) -> tuple:
+        return TokenSource, (self.folder,)
+
+    def _column(self, name: str, size: int) -> np.ndarray:
+        place = files.path(self.folder) / f"{name}.npy"
+        if "://" in self.folder or not size:  # no empty file can be mapped
+            with place.open("rb") as file:
+                column = np.load(file, allow_pickle=False)
+        else:
+            column = np.load(place, mmap_mode="r", allow_pickle=False).view(np.ndarray)
+        if column.shape != (size,) or column.dtype != np.int64:
+            raise ValueError(
+                f"{self.folder} is damaged: {place.name} holds {len(column)} of {size} numbers. "
+                "Tokenize it again."
+            )
+        return column
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> Int[np.ndarray, " tokens"]:
-        return np.frombuffer(self._records[int(index)], self._dtype).astype(np.int32)
+        return self.read(int(index)).astype(np.int32)
+
+    def read(self, document: int, start: int = 0, count: int | None = None) -> np.ndarray:
+        """Ids [start, start + count) of a document, in the files' own dtype, read-only.
+
+        Args:
+          count: None reads to the document's end.
+        """
+        shard, first, count = self._locate(document, start, count)
+        if not count:
+            return np.zeros(0, self._dtype)
+        size = self._dtype.itemsize
+        return np.frombuffer(shard.read(shard.name, first * size, count * size, size), self._dtype)
+
+    def loss(
+        self, document: int, start: int = 0, count: int | None = None
+    ) -> UInt8[np.ndarray, " tokens"]:
+        """1 where a token of `read` with the same arguments bears loss when it is the target."""
+        shard, first, count = self._locate(document, start, count)
+        if not count or not shard.loss:
+            return np.ones(count, np.uint8)
+        return np.frombuffer(shard.read(shard.loss, first, count, 1), np.uint8)
+
+    def _locate(self, document: int, start: int, count: int | None) -> tuple["_Shard", int, int]:
+        """The shard, the place in it in tokens, and how many tokens."""
+        begin, end = self.offsets.item(document), self.offsets.item(document + 1)
+        if count is None:
+            count = end - begin - start
+        begin += start
+        inside = document >= 0 and start >= 0 and 0 <= count <= end - begin
+        assert inside, (self.folder, document, start, count)
+        number = bisect.bisect_right(self._first_tokens, begin) - 1
+        number = min(number, len(self._shards) - 1)  # an empty document at the very end
+        return self._shards[number], begin - self._first_tokens[number], count
 
     def ids(self) -> list[str]:
         """Source document ids, in order."""
-        text = (files.path(self.folder) / "ids.jsonl").read_text()
-        return [json.loads(line) for line in text.splitlines()]
+        text = (files.path(self.folder) / "ids.jsonl").read_text(encoding="utf-8")
+        # Not splitlines, which also cuts at characters that JSON strings may hold as they are.
+        return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+class _Shard:
+    """One part of a token folder, opened when it is first read."""
+
+    def __init__(self, root: str, name: str, facts: dict[str, Any]) -> None:
+        self._root, self.name, self.loss = root, name, facts["loss"]
+        self.tokens: int = facts["tokens"]
+        # A folder that is written anew in this process gets new hashes, and new open files.
+        self._keys = {name: (root, name, facts["sha256"])}
+        if self.loss:
+            self._keys[self.loss] = (root, self.loss, facts["loss_sha256"])
+
+    def read(self, name: str, begin: int, count: int, itemsize: int) -> bytes:
+        data = _POOL.open(self._keys[name], self.tokens * itemsize).read(begin, count)
+        if len(data) != count:
+            raise ValueError(f"{self._root}/{name} was cut off while it was in use.")
+        return data
+
+
+class _Pool:
+    """Open files of all sources of a process, so that a thousand shards need no thousand files."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._lock = most, threading.Lock()
+        self._files: collections.OrderedDict[tuple, _Local | _Remote] = collections.OrderedDict()
+
+    def open(self, key: tuple[str, str, str], size: int) -> "_Local | _Remote":
+        with self._lock:
+            found = self._files.get(key)
+            if found is not None:
+                self._files.move_to_end(key)
+                return found
+        place = files.path(key[0]) / key[1]
+        if not place.exists():
+            raise FileNotFoundError(
+                f"{place} is missing, and the folder's manifest names it. Tokenize it again."
+            )
+        if (length := place.stat().length) != size:
+            raise ValueError(
+                f"{place} is damaged: {length} bytes, not {size}. Delete the folder and tokenize "
+                "it again."
+            )
+        opened = _Remote(place) if "://" in key[0] else _Local(str(place))
+        with self._lock:
+            # Of two threads that opened it at once, one's is closed with its last use.
+            found = self._files.setdefault(key, opened)
+            while len(self._files) > self._most:
+                self._files.popitem(last=False)
+        return found
+
+
+class _Local:
+    """A file that threads read at once; closed when its last user lets it go."""
+
+    _descriptor = -1
+
+    def __init__(self, place: str) -> None:
+        self._descriptor = os.open(place, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+
+    def read(self, begin: int, count: int) -> bytes:
+        return os.pread(self._descriptor, count, begin)
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+
+class _Remote:
+    """A file of an object store: one reader at a time, each read a ranged request."""
+
+    def __init__(self, place: Any) -> None:
+        self._file, self._lock = place.open("rb"), threading.Lock()
+
+    def read(self, begin: int, count: int) -> bytes:
+        with self._lock:
+            self._file.seek(begin)
+            return self._file.read(count)
+
+    def __del__(self) -> None:
+        self._file.close()
+
+
+_POOL = _Pool(OPEN_FILES)
 
 
 def verify(folder: str) -> None:
@@ -155,7 +250,7 @@ def verify(folder: str) -> None:
       ValueError: a shard differs; says which.
     """
     manifest = files.read_json(files.path(folder) / MANIFEST)
-    for name, expected in manifest["shards"].items():
+    for name, expected in parts.shard_files(manifest).items():
         if (found := files.sha256_of(files.path(folder) / name)) != expected:
             raise ValueError(
                 f"{folder}/{name} is damaged: sha256 {found}, manifest {expected}. Delete the "

@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verb `tokenize`: text sources -> one token folder each."""
+"""The verb `tokenize`: sources -> one token folder each.
 
+source --units--> processes: read, encode, write parts (workers, parts) --finish--> <output>/<name>
+
+A run that was killed goes on where it stopped when the same command is run again, and what it
+leaves is the same, byte for byte, as if it had never been killed, with any number of processes.
+"""
+
+import contextlib
 import dataclasses
-import itertools
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-import tokenizers
-
 from midjax import files, log, units
-from midjax.batches import shards
-from midjax.corpora import text
+from midjax.batches import lint, parts, seqio, shards, vocabulary, workers
+from midjax.corpora import chat, reading, sources
+from midjax.corpora import seqio as seqio_lib
 
-# Documents handed to the tokenizer's threads at once.
-_BATCH_DOCUMENTS = 256
+_LOCK = ".tokenize.lock"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,141 +26,267 @@ class Tokenize:
     """Tokenizes each source into `output/<name>`.
 
     Attributes:
-      sources: name -> where its documents are.
-      tokenizer: folder with `tokenizer.json` (a Hugging Face fast tokenizer).
-      bos_token, eos_token: put before and after each document; None puts none. Strings that look
-        like special tokens inside a text are tokenized as text.
+      sources: name -> where its documents are. A seqio Mixture stands for its Tasks: they become
+        `name/task`, and `output/name/mixture.gin` has their rates as weights.
+      tokenizer: of the model that will read the tokens. None where all sources are seqio's, which
+        bring their own.
       output: folder of token folders.
       shard_tokens: tokens per shard file.
+      processes: that read and tokenize at once; None is one per processor.
     """
 
-    sources: Mapping[str, text.JsonLines | text.PlainText]
-    tokenizer: str
-    bos_token: str | None
-    eos_token: str | None
+    sources: Mapping[str, sources.Source]
+    tokenizer: vocabulary.Tokenizer | None
     output: str
     shard_tokens: int
+    processes: int | None = None
 
     def __post_init__(self) -> None:
         if not self.sources:
             raise ValueError("Tokenize.sources is empty. Name at least one source.")
-        if self.shard_tokens < 1:
-            raise ValueError(f"Tokenize.shard_tokens must be positive, got {self.shard_tokens}.")
+        for field in ("shard_tokens", "processes"):
+            if (value := getattr(self, field)) is not None and value < 1:
+                raise ValueError(f"Tokenize.{field} must be 1 or more, got {value}.")
 
 
 def run(config: Tokenize) -> dict[str, dict[str, Any]]:
-    """Tokenizes every source; one whose inputs did not change since is left as it is.
+    """Tokenizes every source; one that is there from the same input is left as it is.
 
     Returns the manifests by source.
+
+    Raises:
+      FileNotFoundError: no tokenizer, or no file of a source.
+      ValueError: what is given does not fit; `output` holds tokens of another tokenizer, or another
+        process writes there.
     """
-    tokenizer, facts = load_tokenizer(config.tokenizer, config.bos_token, config.eos_token)
+    made = {
+        name: _Source(config, name, reader)
+        for name, reader in sorted(seqio.expand(config.sources).items())
+    }
+    _refuse_different({name: source.tokenizer_hash for name, source in made.items()})
+    with _only_writer(config.output) as lock:
+        _refuse_other_tokenizers(config.output, made)
+        manifests = {name: source.finished() for name, source in made.items()}
+        todo = [made[name] for name, manifest in manifests.items() if manifest is None]
+        for source in todo:
+            source.prepare()
+        manifests |= _make(config, todo, lock)
+        for name, given in config.sources.items():
+            if isinstance(given, seqio_lib.SeqioMixture):
+                log.say(f"weights of {name}: {seqio.write_mixture(config.output, name, given)}")
+    return {name: manifest for name, manifest in manifests.items() if manifest is not None}
+
+
+def _make(config: Tokenize, todo: list["_Source"], lock: str | None) -> dict[str, Any]:
+    """Tokenizes sources that are not finished; returns their manifests."""
+    by_name = {source.name: source for source in todo}
+    jobs = [job for source in todo for job in source.jobs()]
+    total_bytes = max(1, sum(job.unit.size_bytes for job in jobs))
+    read = 0
     manifests = {}
-    for name, source in sorted(config.sources.items()):
-        folder = str(files.path(config.output) / name)
-        inputs = {file: files.sha256_of(file) for file in files.match(source.path)}
-        wanted = facts | {
-            "source": name,
-            "inputs": inputs,
-            "reader": {"kind": type(source).__name__} | dataclasses.asdict(source),
-        }
-        found = files.path(folder) / shards.MANIFEST
-        if found.exists():
-            manifest = files.read_json(found)
-            if all(manifest.get(key) == value for key, value in wanted.items()):
-                shards.verify(folder)
-                log.say(f"tokenize {name}: {folder} is up to date, kept")
-                manifests[name] = manifest
-                continue
-        manifests[name] = _write(config, name, source, folder, tokenizer, wanted)
+    if not jobs:
+        return {}
+    with log.Progress("tokenize", None) as progress:
+
+        def advance(tokens: int, read_bytes: int) -> None:
+            nonlocal read
+            read += read_bytes
+            progress.advance(tokens, share=min(1.0, read / total_bytes))
+
+        for job, record in workers.run(jobs, config.processes, lock, advance):
+            source = by_name[job.source]
+            if source.take(job.number, record):
+                manifests[source.name] = source.finish()
     return manifests
 
 
-def load_tokenizer(
-    folder: str, bos_token: str | None, eos_token: str | None
-) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
-    """A tokenizer and what a manifest says of it.
+class _Source:
+    """One source of a run."""
 
-    Raises:
-      FileNotFoundError: no `tokenizer.json` there.
-      ValueError: it is no tokenizer, or a special token that the tokenizer does not know.
-    """
-    file = files.path(folder) / "tokenizer.json"
-    if not file.exists():
-        raise FileNotFoundError(
-            f"No tokenizer.json in {folder!r}. Give the folder of a Hugging Face fast tokenizer."
-        )
-    try:
-        tokenizer = tokenizers.Tokenizer.from_str(file.read_text())
-    except Exception as error:  # the library raises no narrower kind
-        raise ValueError(f"{file} is not a fast tokenizer: {error}. Fetch it again.") from error
-    tokenizer.encode_special_tokens = True
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    ids = {}
-    for role, token in (("bos", bos_token), ("eos", eos_token)):
-        ids[role] = None if token is None else tokenizer.token_to_id(token)
-        if token is not None and ids[role] is None:
-            specials = [t.content for t in tokenizer.get_added_tokens_decoder().values()]
-            raise ValueError(
-                f"The tokenizer in {folder!r} has no {role} token {token!r}; it has {specials}."
+    def __init__(self, config: Tokenize, name: str, reader: sources.Reader) -> None:
+        self.name, self._reader = name, reader
+        self.folder = str(files.path(config.output) / name)
+        self._shard_tokens = config.shard_tokens
+        self._tokenizer: workers.Tokenizer
+        if isinstance(reader, seqio_lib.SeqioTask):
+            self._tokenizer = seqio.tokenizer_of(reader)
+        elif config.tokenizer is not None:
+            self._tokenizer = config.tokenizer
+        else:
+            raise ValueError(f"Tokenize.tokenizer is None, and source {name!r} needs one.")
+        encoder = workers.opened(self._tokenizer)
+        self.tokenizer_hash = encoder.facts["tokenizer_hash"]
+        self._units: list[reading.Unit] = reader.units()
+        self._records: dict[int, dict[str, Any]] = {}
+        self._tally = reading.Tally()
+        # All that the tokens depend on, besides the input.
+        self._wanted = {**encoder.facts, "source": name, "reader": _described(reader)}
+        if isinstance(getattr(reader, "format", None), chat.Chat):
+            template = encoder.tokenizer_facts.chat_template or ""
+            self._wanted["chat_template"] = files.sha256(template.encode())
+
+    def finished(self) -> dict[str, Any] | None:
+        """The manifest of a folder that this run would make as it is; says where it would not."""
+        place = files.path(self.folder) / shards.MANIFEST
+        if not place.exists():
+            return None
+        manifest = files.read_json(place)
+        changed = [key for key in self._wanted if manifest.get(key) != self._wanted[key]]
+        if manifest.get("format") != parts.FORMAT:
+            changed.append("format")
+        inputs = manifest.get("inputs", {})
+        if not changed and inputs != {unit.key: unit.fingerprint() for unit in self._units}:
+            changed.append("input")
+        if changed:
+            log.say(f"tokenize {self.name}: made anew, as this changed: {', '.join(changed)}")
+            return None
+        shards.verify(self.folder)
+        parts.tidy(self.folder, parts.shard_files(manifest))
+        log.say(f"tokenize {self.name}: {self.folder} is up to date, kept")
+        return manifest
+
+    def prepare(self) -> None:
+        """Makes room: keeps the parts of an unfinished run, unless it had other settings."""
+        root = files.path(self.folder)
+        root.mkdir(parents=True, exist_ok=True)
+        if (root / shards.MANIFEST).exists():
+            parts.clear(self.folder)
+            return
+        key = workers.settings_key(self._wanted, self._shard_tokens)
+        if not all(found.startswith(key) for found in parts.keys(self.folder)):
+            log.say(
+                f"tokenize {self.name}: begun anew: an unfinished run in {self.folder} had another "
+                "tokenizer, reader or shard_tokens"
             )
-    facts = {
-        "tokenizer_hash": files.sha256_of(file),
-        "vocab_size": tokenizer.get_vocab_size(with_added_tokens=True),
-        "bos_id": ids["bos"],
-        "eos_id": ids["eos"],
-    }
-    return tokenizer, facts
+            parts.clear(self.folder)
 
+    def jobs(self) -> Iterator[workers.Job]:
+        """What is to do, in order."""
+        for number, unit in enumerate(self._units):
+            yield workers.Job(
+                source=self.name,
+                folder=self.folder,
+                reader=self._reader,
+                unit=unit,
+                number=number,
+                tokenizer=self._tokenizer,
+                depends=self._wanted,
+                shard_tokens=self._shard_tokens,
+            )
 
-def _write(
-    config: Tokenize,
-    name: str,
-    source: text.JsonLines | text.PlainText,
-    folder: str,
-    tokenizer: tokenizers.Tokenizer,
-    facts: dict[str, Any],
-) -> dict[str, Any]:
-    tally = text.Tally()
-    total_bytes = sum(files.path(file).stat().length for file in facts["inputs"])
-    with log.Progress(f"tokenize {name}", None) as progress:
+    def take(self, number: int, record: dict[str, Any]) -> bool:
+        """Notes a finished unit; returns whether it was the last.
 
-        def documents() -> Iterator[tuple[str, int, np.ndarray]]:
-            found = source.documents(name, tally)
-            for batch in _encoded(found, tokenizer, facts["bos_id"], facts["eos_id"]):
-                yield from batch
-                tokens = sum(len(ids) for _, _, ids in batch)
-                progress.advance(tokens, share=tally.read_bytes / max(total_bytes, 1))
-            if not tally.documents:  # before a manifest is written
-                raise ValueError(
-                    f"Source {name!r} ({source.path}) gave no document; dropped: "
-                    f"{dict(tally.dropped)}. Name other files, or drop the source."
-                )
+        Raises:
+          ValueError: the units so far dropped more than the source may.
+        """
+        self._records[number] = record
+        self._tally = reading.Tally()
+        for key in sorted(self._records):
+            self._tally.add(reading.Tally.from_json(self._records[key]["tally"]))
+        reading.check_budget(self.name, self._tally, self._reader.max_bad_records)
+        return len(self._records) == len(self._units)
 
-        manifest = shards.write(
-            folder,
-            documents(),
-            facts=facts | {"dropped": tally.dropped},
-            shard_tokens=config.shard_tokens,
+    def finish(self) -> dict[str, Any]:
+        """Makes the token folder of the units; returns its manifest."""
+        if not self._tally.documents:  # before a manifest is written
+            raise ValueError(
+                f"Source {self.name!r} gave no document; dropped: {dict(self._tally.dropped)}. "
+                "Name other files, or drop the source."
+            )
+        records = [self._records[number] for number in range(len(self._units))]
+        counts = [record["parts"] for record in records]
+        seen = lint.Counts()
+        for part in parts.part_records(self.folder, counts):
+            seen.add(part["notes"])
+        dtype = parts.token_dtype(self._wanted["vocab_size"])
+        facts = self._wanted | {
+            "dtype": dtype.str,
+            "inputs": {record["unit"]: record["fingerprint"] for record in records},
+            "dropped": dict(sorted(self._tally.dropped.items())),
+            "first_dropped": dict(sorted(self._tally.examples.items())),
+            "lint": seen.to_json(),
+        }
+        manifest = parts.finish(self.folder, counts, facts)
+        self._tell(manifest, sum(record["kept"] for record in records))
+        return manifest
+
+    def _tell(self, manifest: dict[str, Any], kept: int) -> None:
+        drops = "".join(f", {count} dropped: {why}" for why, count in manifest["dropped"].items())
+        kept_text = f", {kept} of them from an earlier run" if kept else ""
+        rate = manifest["text_bytes"] / max(manifest["tokens"], 1)
+        log.say(
+            f"tokenize {self.name}: {manifest['documents']} documents{kept_text}, "
+            f"{units.human(manifest['tokens'])} tokens, {rate:.2f} bytes per token{drops}"
         )
-    drops = "".join(f", {count} dropped: {why}" for why, count in tally.dropped.items())
-    log.say(
-        f"tokenize {name}: {manifest['documents']} documents, "
-        f"{units.human(manifest['tokens'])} tokens, "
-        f"{manifest['text_bytes'] / manifest['tokens']:.2f} bytes per token{drops}"
-    )
-    return manifest
+        for warning in lint.warnings(manifest["lint"], manifest["documents"]):
+            log.say(f"tokenize {self.name}: warning: {warning}")
 
 
-def _encoded(
-    documents: Iterator[Any], tokenizer: tokenizers.Tokenizer, bos: int | None, eos: int | None
-) -> Iterator[list[tuple[str, int, np.ndarray]]]:
-    """(id, UTF-8 bytes, token ids) of the documents, in batches."""
-    head = [] if bos is None else [bos]
-    tail = [] if eos is None else [eos]
-    while batch := list(itertools.islice(documents, _BATCH_DOCUMENTS)):
-        encoded = tokenizer.encode_batch_fast([d.text for d in batch], add_special_tokens=False)
-        yield [
-            (d.id, len(d.text.encode()), np.array([*head, *e.ids, *tail], np.int64))
-            for d, e in zip(batch, encoded, strict=True)
-        ]
+def _described(value: Any) -> Any:
+    """A reader as plain JSON. Its budget of bad records is left out: it changes no token."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {
+            field.name: _described(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if field.name != "max_bad_records"
+        }
+        return {"class": type(value).__name__, **fields}
+    if isinstance(value, Mapping):
+        return {key: _described(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_described(item) for item in value]
+    return json.loads(json.dumps(value))
+
+
+def _refuse_different(hashes: Mapping[str, str]) -> None:
+    """Sources of one run are of one tokenizer."""
+    if len(set(hashes.values())) > 1:
+        listed = ", ".join(f"{name}: {digest[:12]}" for name, digest in hashes.items())
+        raise ValueError(
+            f"The sources have different tokenizers (sha256 of each, {listed}): no run could mix "
+            "them. Give Tokenize.tokenizer the vocabulary of the seqio Tasks, or tokenize them "
+            "into a folder of their own."
+        )
+
+
+def _refuse_other_tokenizers(output: str, made: Mapping[str, "_Source"]) -> None:
+    """Token folders that lie together are of one tokenizer."""
+    root = files.path(output)
+    mine = {source.folder for source in made.values()}
+    wanted = next(iter(made.values())).tokenizer_hash
+    # Names of sources have one slash at most, by custom; object stores do not look deeper at once.
+    depths = (f"*/{shards.MANIFEST}", f"*/*/{shards.MANIFEST}")
+    for place in sorted(place for depth in depths for place in root.glob(depth)):
+        if str(place.parent) in mine:
+            continue
+        found = files.read_json(place).get("tokenizer_hash")
+        if found not in (None, wanted):
+            raise ValueError(
+                f"{place.parent} holds tokens of another tokenizer (sha256 {found[:12]}) than "
+                f"this run's (sha256 {wanted[:12]}): no run could mix them. Give Tokenize.output "
+                "another folder, or delete that one."
+            )
+
+
+@contextlib.contextmanager
+def _only_writer(output: str) -> Iterator[str | None]:
+    """Refuses a second process that writes to a folder; object stores have no such lock.
+
+    Yields the lock file.
+    """
+    root = files.path(output)
+    root.mkdir(parents=True, exist_ok=True)
+    if "://" in output:
+        yield None
+        return
+    lock = str(root / _LOCK)
+    try:
+        held = workers.own(lock)
+    except BlockingIOError:
+        raise ValueError(
+            f"Another process is writing to {output}. Wait for it, or give Tokenize.output "
+            "another folder."
+        ) from None
+    with held:
+        yield lock

@@ -14,8 +14,9 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
+from midjax.batches import assemble, pack, shards
 from midjax.batches import batch as batches
-from midjax.batches import pack, shards
+from midjax.batches import rows as row_lib
 from midjax.model import architecture, context, sharding, transformer
 from midjax.model import loss as model_loss
 
@@ -51,6 +52,11 @@ class LongDocuments:
                 f"LongDocuments.row_tokens={self.row_tokens} is not a multiple of "
                 f"bucket_tokens={self.bucket_tokens}. Choose a bucket that divides the row."
             )
+
+    def plan(self, source: shards.TokenSource) -> pack.Plan:
+        """A row for each document that is long enough."""
+        packing = pack.Packing(row_tokens=self.row_tokens, policy="whole")
+        return pack.plan(source.lengths, packing)
 
 
 def from_model(
@@ -121,7 +127,7 @@ def domain(
       documents, and blocks: {nats, bytes} of up to `MAX_BLOCKS` groups of neighbouring documents.
     """
     name, eos = source.manifest["source"], source.manifest["eos_id"]
-    plan = pack.plan(source.lengths, row_tokens, "concat")
+    plan = pack.plan(source.lengths, pack.Packing(row_tokens=row_tokens, policy="concat"))
     nats = np.zeros(len(source), np.float64)
     scored = np.zeros(len(source), np.int64)
     for first, batch, count in _batches(source, plan, batch_rows):
@@ -163,7 +169,7 @@ def by_position(
       source, row_tokens, documents, dropped (documents left out, by reason) and buckets of
       {from, to (exclusive, in targets), nats_per_token, tokens}.
     """
-    plan = pack.plan(source.lengths, config.row_tokens, "whole")
+    plan = config.plan(source)
     nats = np.zeros(config.row_tokens, np.float64)
     scored = np.zeros(config.row_tokens, np.int64)
     for _, batch, count in _batches(source, plan, config.batch_rows):
@@ -203,11 +209,12 @@ def _batches(
     source: shards.TokenSource, plan: pack.Plan, batch_rows: int
 ) -> Iterator[tuple[int, batches.Batch, int]]:
     """(index of the first row, batch of `batch_rows` rows, how many are real), one shape always."""
-    rows = pack.Rows(source, plan, 0)
-    for first in range(0, len(rows), batch_rows):
-        real = [rows[i] for i in range(first, min(first + batch_rows, len(rows)))]
-        blank = {field: np.zeros_like(value) for field, value in real[0].items()}
-        yield first, batches.stack(real + [blank] * (batch_rows - len(real))), len(real)
+    texts = [assemble.Text(tokens=source)]
+    for first in range(0, len(plan), batch_rows):
+        pieces = row_lib.of_plan(plan, first, first + batch_rows)
+        layout = assemble.lay(pieces, np.zeros(batch_rows, np.int64), texts, plan.row_tokens)
+        made = assemble.batch(layout, 0, batch_rows, texts)
+        yield first, made, min(batch_rows, len(plan) - first)
 
 
 def _check_scored_once(name: str, source: shards.TokenSource, scored: np.ndarray) -> None:

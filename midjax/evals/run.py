@@ -22,7 +22,7 @@ import jax
 import tokenizers
 
 from midjax import files, log
-from midjax.batches import pack, shards, tokenize
+from midjax.batches import shards, vocabulary
 from midjax.evals import generate, loss, needle
 from midjax.evals.generate import Samples
 from midjax.evals.loss import LongDocuments
@@ -165,7 +165,8 @@ def check(
         have, rows beyond the context, prompts that don't fit, a batch or a row that doesn't divide
         over the mesh, keys that can't be hidden.
     """
-    tokenizer, facts = tokenize.load_tokenizer(config.tokenizer, None, None)
+    opened = vocabulary.FastTokenizer(path=config.tokenizer, bos_token=None, eos_token=None).open()
+    tokenizer, facts = opened.tokenizer, opened.facts
     if facts["vocab_size"] > model_config.vocab_size:
         raise ValueError(
             f"The tokenizer in {config.tokenizer!r} has {facts['vocab_size']} tokens, the model "
@@ -198,7 +199,7 @@ def check(
     needles = None
     if config.needle:
         needles = needle.check(config.needle, sources[config.needle.source], tokenizer, jax_mesh)
-    if config.long and not len(_plan_long(config.long, sources[config.long.source])):
+    if config.long and not len(config.long.plan(sources[config.long.source])):
         lengths = sources[config.long.source].lengths
         raise ValueError(
             f"No document of {config.long.source!r} has {config.long.row_tokens + 1} tokens; the "
@@ -247,15 +248,11 @@ def _source(config: Eval, name: str, tokenizer: dict[str, Any]) -> shards.TokenS
     return source
 
 
-def _plan_long(config: LongDocuments, source: shards.TokenSource) -> pack.Plan:
-    return pack.plan(source.lengths, config.row_tokens, "whole")
-
-
 def _total_tokens(config: Eval, inputs: _Inputs) -> int:
     pairs = [int((inputs.sources[name].lengths - 1).sum()) for name in config.domains]
     tokens = sum(ceil_div(count, config.row_tokens) * config.row_tokens for count in pairs)
     if config.long:
-        plan = _plan_long(config.long, inputs.sources[config.long.source])
+        plan = config.long.plan(inputs.sources[config.long.source])
         tokens += len(plan) * config.long.row_tokens
     if config.needle:
         tokens += needle.total_tokens(config.needle)

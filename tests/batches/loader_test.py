@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from midjax.batches import batch as batch_lib
 from midjax.batches import loader as loader_lib
 from midjax.batches import shards
 from midjax.mixture import stages as stages_lib
@@ -85,17 +86,21 @@ def test_rows_hold_the_text_of_their_source(data):
 
 
 @pytest.mark.parametrize("readers", [2, 4])
-def test_the_union_over_readers_is_the_same_at_every_step(data, readers):
+def test_readers_hold_equal_parts_of_the_same_batches(data, readers):
     """1, 2 and 4 data-parallel readers, over more than two epochs of every source."""
     made = loader(data)
-    alone = row_ids(made)
-    parts = [row_ids(made, reader=r, readers=readers) for r in range(readers)]
+    alone = list(made.batches(next_row=0, prefetch=0))
+    parts = [
+        list(made.batches(next_row=0, prefetch=0, reader=r, readers=readers))
+        for r in range(readers)
+    ]
     assert made.order.epochs(ROWS).min() > 2
     assert len(alone) == len(parts[0]) == ROWS // B
-    for step, rows in enumerate(alone):
-        union = np.concatenate([part[step] for part in parts])
-        assert sorted(map(tuple, union.tolist())) == sorted(map(tuple, rows.tolist()))
-        assert len(union) == B
+    for (batch, ids), *shares in zip(alone, *parts, strict=True):
+        assert np.concatenate([share[1] for share in shares]).tolist() == ids.tolist()
+        for field in batch_lib.FIELDS:
+            together = np.concatenate([getattr(share[0], field) for share in shares])
+            assert (together == getattr(batch, field)).all()
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 4), (4, 1), (2, 1)])
@@ -112,6 +117,59 @@ def test_another_batch_size_at_resume_continues_the_same_rows(data):
     alone = np.concatenate(row_ids(loader(data))).tolist()
     wider = dataclasses.replace(data, batch_rows=10)
     assert np.concatenate(row_ids(loader(wider), next_row=20)).tolist()[:200] == alone[20:220]
+
+
+SIZES = {0: 4, 6: 8, 7: 2, 30: 12}
+
+
+@pytest.mark.parametrize("readers", [1, 2])
+@pytest.mark.parametrize("cut", [0, 5, 6, 31])
+def test_batches_of_other_sizes_at_other_steps_continue_the_same_rows(data, readers, cut):
+    """A ramp as a table, resumed at any step, on any number of readers, is the same rows."""
+    made, alone = loader(data), np.concatenate(row_ids(loader(data))).tolist()
+    sizes = [SIZES[max(step for step in SIZES if step <= i)] for i in range(200)]
+    begins = np.concatenate([[0], np.cumsum(sizes)]).tolist()
+    where = {"next_row": begins[cut], "first_step": cut, "readers": readers}
+    parts = [row_ids(made, batch_rows=SIZES, reader=r, **where) for r in range(readers)]
+    for i, step in enumerate(zip(*parts, strict=True)):
+        assert np.concatenate(step).tolist() == alone[begins[cut + i] : begins[cut + i + 1]]
+    last = cut + len(parts[0])
+    assert begins[last] <= ROWS < begins[last + 1]
+    by_function = row_ids(made, batch_rows=sizes.__getitem__, reader=0, **where)
+    assert all((a == b).all() for a, b in zip(parts[0], by_function, strict=True))
+
+
+def test_processes_make_the_same_batches(data):
+    few = loader(data, total_rows=80)
+    alone = list(few.batches(next_row=48))
+    busy = loader(dataclasses.replace(data, workers=2), total_rows=80)
+    batches = busy.batches(next_row=48)
+    made = list(batches)
+    batches.close()
+    assert len(made) == len(alone) == 8
+    for (one, one_ids), (other, other_ids) in zip(alone, made, strict=True):
+        assert (one_ids == other_ids).all()
+        for field in batch_lib.FIELDS:
+            assert (getattr(one, field) == getattr(other, field)).all()
+
+
+def test_any_position_is_reached_at_once(data):
+    """Row 10^12 of a run without end is made as the first one is: nothing before it is read."""
+    endless = dataclasses.replace(
+        data,
+        mixture=dataclasses.replace(
+            data.mixture, max_epochs=dict.fromkeys(data.mixture.names, 1e12)
+        ),
+    )
+    made = loader(endless, total_rows=10**12 + 40)
+    batches = list(made.batches(next_row=10**12, prefetch=0))
+    assert len(batches) == 10
+    for (batch, ids), begin in zip(batches, range(10**12, 10**12 + 40, B), strict=True):
+        sources, numbers = made.order.rows(begin, begin + B)
+        assert (ids[:, 0] == sources).all() and (batch.weights > 0).any(axis=1).all()
+        names = [made.names[k] for k in sources]
+        want = [made.row_id(n, k)[0] for n, k in zip(names, numbers.tolist(), strict=True)]
+        assert ids[:, 1].tolist() == want
 
 
 def test_prefetching_changes_nothing(data):
@@ -143,9 +201,19 @@ def test_adding_a_source_keeps_the_permutations_of_the_others(data, tmp_path):
 
 def test_last_rows_are_those_before(data):
     made = loader(data)
-    ids = [[made.names[k], row] for k, row in np.concatenate(row_ids(made)).tolist()]
-    assert made.last_rows(20) == ids[12:20] and made.last_rows(3) == ids[:3]
+    found = []
+    for batch, ids in made.batches(next_row=0, prefetch=0):
+        for row, (source, number) in enumerate(ids.tolist()):
+            begins = np.concatenate([[0], np.cumsum(lengths_of(data, made.names[source]))])
+            token = batch.tokens[row, 0] - 10_000 * (source + 1)
+            document = int(np.searchsorted(begins, token, side="right")) - 1
+            found.append([made.names[source], [number, document]])
+    assert made.last_rows(20) == found[12:20] and made.last_rows(3) == found[:3]
     assert made.last_rows(0) == []
+
+
+def lengths_of(data, name):
+    return shards.TokenSource(data.sources[name].tokens).lengths
 
 
 def test_base_rows_go_on_where_each_source_was(data):
@@ -195,6 +263,38 @@ def test_one_folder_as_long_and_short_documents(data):
         assert ((lengths[document] >= 15) == (ids[:, :1] == 0))[real].all()
         seen |= set(np.unique(lengths[document[real]]))
     assert {lengths[lengths < 15].max(), lengths[lengths >= 15].min()} <= seen
+
+
+def test_masks_are_part_of_the_contents_and_of_the_batches(data):
+    web = data.sources["web"]
+    joined = dataclasses.replace(
+        data, sources=dict(data.sources) | {"web": dataclasses.replace(web, mask="none")}
+    )
+    opened = loader_lib.Opened(joined)
+    plain = loader_lib.Opened(data).contents()
+    assert opened.contents() == plain | {"web": f"{plain['web']}/mask none"}
+    # Every token of a document takes a place, not only those with a target.
+    lengths = lengths_of(data, "web")
+    assert opened.plans["web"].tokens == lengths.sum()
+    for batch, ids in loader(joined, total_rows=200).batches(next_row=0, prefetch=0):
+        web_rows = ids[:, 0] == 2
+        assert (batch.segments[web_rows] <= 1).all()
+        real = batch.segments[web_rows] > 0
+        assert (batch.positions[web_rows] == np.arange(T) * real).all()
+
+
+@pytest.mark.parametrize("packing", ["first_fit", "best_fit_whole", "whole"])
+def test_every_policy_loads(data, packing):
+    source = dataclasses.replace(data.sources["web"], packing=packing)
+    other = dataclasses.replace(data, sources=dict(data.sources) | {"web": source})
+    made = loader(other, total_rows=100)
+    lengths = lengths_of(data, "web")
+    plan = loader_lib.Opened(other).plans["web"]
+    if packing == "first_fit":
+        assert plan.tokens == (lengths - 1).sum() and plan.truncated_tokens == 0
+    else:
+        assert plan.truncated_tokens == np.maximum(lengths - 1 - T, 0).sum() > 0
+    assert len(row_ids(made)) == 25
 
 
 def test_bounds_are_part_of_the_contents(data):

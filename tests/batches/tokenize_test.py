@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Token folders against the tokenizer itself, and what a second run does."""
 
+import dataclasses
 import json
+import pathlib
 
 import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from midjax import demo_data, files
-from midjax.batches import shards, tokenize
-from midjax.corpora import text
+from midjax.batches import shards, tokenize, vocabulary, workers
+from midjax.corpora import formats, text
 
 TOKENIZER = str(demo_data.path("tokenizer"))
 BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
 TEXTS = ["Hello, world.", "def f(x):\n    return x + 1\n", f"a marker {EOS} in the text", "ünïcödé"]
+FAST = vocabulary.FastTokenizer(path=TOKENIZER, bos_token=BOS, eos_token=EOS)
 
 
 @pytest.fixture
@@ -21,15 +24,49 @@ def config(tmp_path):
     path = tmp_path / "in.jsonl"
     rows = [{"id": f"d{i}", "text": t} for i, t in enumerate(TEXTS)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{\n")
-    source = text.JsonLines(path=str(path), text_field="text", id_field="id", max_bad_lines=1)
+    source = text.JsonLines(
+        path=str(path), format=formats.Text(field="text"), id_field="id", max_bad_records=1
+    )
     return tokenize.Tokenize(
         sources={"s": source},
-        tokenizer=TOKENIZER,
-        bos_token=BOS,
-        eos_token=EOS,
+        tokenizer=FAST,
         output=str(tmp_path / "out"),
         shard_tokens=20,
+        processes=1,
     )
+
+
+@pytest.fixture
+def several(tmp_path, config):
+    """Five files of questions with answers, one bad line each in the first two."""
+    for number in range(5):
+        rows = [
+            {"q": f"What is {i} + {number}?", "a": f"{i + number}, or {EOS}."}
+            for i in range(1 + 13 * number)
+        ]
+        bad = "{\n" if number < 2 else ""
+        place = tmp_path / f"qa-{number}.jsonl"
+        place.write_text("".join(json.dumps(row) + "\n" for row in rows) + bad)
+    answers = formats.QuestionAnswer(
+        question_field="q",
+        answer_field="a",
+        template="Q: {{ question }}\nA: {{ answer }}",
+        loss="answer",
+    )
+    source = text.JsonLines(
+        path=str(tmp_path / "qa-*.jsonl"), format=answers, id_field=None, max_bad_records=2
+    )
+    sources = {**config.sources, "qa": source}
+    return dataclasses.replace(config, sources=sources, shard_tokens=300)
+
+
+def content(folder):
+    root = pathlib.Path(folder)
+    return {
+        str(place.relative_to(root)): place.read_bytes()
+        for place in sorted(root.rglob("*"))
+        if place.is_file()
+    }
 
 
 def test_documents_come_back_token_for_token(config):
@@ -48,16 +85,64 @@ def test_documents_come_back_token_for_token(config):
     assert manifest["tokens"] == source.lengths.sum() and manifest["dropped"] == {"not JSON": 1}
     assert len(manifest["shards"]) > 1  # 20 tokens a shard
     assert manifest["vocab_size"] == plain.get_vocab_size() and manifest["dtype"] == "<u2"
+    assert manifest["lint"]["spelled"] == {EOS: 1}
+
+
+def test_any_number_of_processes_writes_the_same_bytes(several, tmp_path, capsys):
+    one = dataclasses.replace(several, output=str(tmp_path / "1"))
+    tokenize.run(one)
+    written = content(one.output)
+    for count in (2, 3):
+        other = dataclasses.replace(several, output=str(tmp_path / str(count)), processes=count)
+        manifests = tokenize.run(other)
+        assert content(other.output) == written
+    manifest = manifests["qa"]
+    assert manifest["documents"] == sum(1 + 13 * n for n in range(5))
+    assert manifest["dropped"] == {"not JSON": 2}
+    assert len(manifest["inputs"]) == 5 and len(manifest["shards"]) > 6
+    assert 0 < manifest["loss_tokens"] < manifest["tokens"]
+    assert "warning: texts spell special tokens '<|end_of_text|>' 135" in capsys.readouterr().out
+
+
+def test_masks_come_from_the_format(several):
+    tokenize.run(several)
+    source = shards.TokenSource(f"{several.output}/qa")
+    plain = tokenizers.Tokenizer.from_file(f"{TOKENIZER}/tokenizer.json")
+    assert source.has_loss
+    for i in (0, 1, 70):
+        tokens, loss = source[i], source.loss(i).astype(bool)
+        assert loss[-1] and plain.id_to_token(tokens[-1]) == EOS
+        answer = plain.decode(tokens[loss][:-1].tolist())
+        question = plain.decode(tokens[~loss].tolist())
+        assert answer.strip().endswith(f"or {EOS}.") and question.strip().startswith("Q: What is")
 
 
 def test_unchanged_sources_are_kept_and_changed_ones_are_not(config, capsys):
     tokenize.run(config)
-    tokenize.run(config)
-    assert "up to date, kept" in capsys.readouterr().out
+    before = content(config.output)
+    tokenize.run(dataclasses.replace(config, shard_tokens=10**6))  # nothing to do: nothing changes
+    assert "up to date, kept" in capsys.readouterr().out and content(config.output) == before
     path = files.path(config.sources["s"].path)
     path.write_text('{"id": "new", "text": "other"}\n')
     tokenize.run(config)
     assert shards.TokenSource(f"{config.output}/s").ids() == ["new"]
+    assert "made anew, as this changed: input" in capsys.readouterr().out
+    looser = dataclasses.replace(config.sources["s"], max_bad_records=7)
+    tokenize.run(dataclasses.replace(config, sources={"s": looser}))
+    assert "up to date, kept" in capsys.readouterr().out  # a budget changes no token
+    other = dataclasses.replace(config.sources["s"], id_field=None)
+    tokenize.run(dataclasses.replace(config, sources={"s": other}))
+    assert "made anew, as this changed: reader" in capsys.readouterr().out
+    assert shards.TokenSource(f"{config.output}/s").ids() == ["in.jsonl:1"]
+
+
+def test_what_a_kill_left_after_the_manifest_is_removed(config):
+    tokenize.run(config)
+    before = content(config.output)
+    for name in ("part-00000-00000.json", "unit-00000.json", ".tokens-00000-00000.bin.f.tmp"):
+        (pathlib.Path(config.output) / "s" / name).write_text("{}")
+    tokenize.run(config)
+    assert content(config.output) == before
 
 
 def test_a_damaged_shard_is_found(config):
@@ -71,28 +156,123 @@ def test_a_damaged_shard_is_found(config):
 
 
 def test_errors_name_what_is_wrong(config, tmp_path):
-    import dataclasses
-
     with pytest.raises(ValueError, match=r"has no bos token '<s>'; it has .*begin_of_text"):
-        tokenize.run(dataclasses.replace(config, bos_token="<s>"))
+        tokenize.run(
+            dataclasses.replace(config, tokenizer=dataclasses.replace(FAST, bos_token="<s>"))
+        )
     with pytest.raises(FileNotFoundError, match="No tokenizer.json"):
-        tokenize.run(dataclasses.replace(config, tokenizer=str(tmp_path)))
+        tokenize.run(
+            dataclasses.replace(config, tokenizer=dataclasses.replace(FAST, path=str(tmp_path)))
+        )
+    with pytest.raises(ValueError, match="tokenizer is None, and source 's' needs one"):
+        tokenize.run(dataclasses.replace(config, tokenizer=None))
     files.path(config.sources["s"].path).write_text("{\n")
     with pytest.raises(ValueError, match="gave no document; dropped: {'not JSON': 1}"):
         tokenize.run(config)
     with pytest.raises(FileNotFoundError, match="not a finished token folder"):
         shards.TokenSource(f"{config.output}/s")
+    with pytest.raises(ValueError, match="processes must be 1 or more, got 0"):
+        dataclasses.replace(config, processes=0)
 
 
-def test_any_fast_tokenizer_will_do(tmp_path, config):
-    """A WordLevel tokenizer without BOS or EOS, made here."""
-    import dataclasses
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_budget_of_bad_records_is_of_the_whole_source(several, processes):
+    """No unit has more than one bad line; together they have two."""
+    strict = dataclasses.replace(several.sources["qa"], max_bad_records=1)
+    config = dataclasses.replace(several, sources={"qa": strict}, processes=processes)
+    with pytest.raises(ValueError, match="'qa': 2 bad records, and max_bad_records allows 1"):
+        tokenize.run(config)
+    manifest = tokenize.run(dataclasses.replace(config, sources={"qa": several.sources["qa"]}))
+    assert manifest["qa"]["dropped"] == {"not JSON": 2}
 
+
+def other_tokenizer(folder):
+    """A WordLevel tokenizer without BOS or EOS."""
     made = tokenizers.Tokenizer(models.WordLevel(unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     made.train_from_iterator(TEXTS, trainers.WordLevelTrainer(special_tokens=["[UNK]"]))
-    made.save(str(tmp_path / "tokenizer.json"))
-    other = dataclasses.replace(config, tokenizer=str(tmp_path), bos_token=None, eos_token=None)
-    tokenize.run(other)
+    made.save(str(folder / "tokenizer.json"))
+    return made, vocabulary.FastTokenizer(path=str(folder), bos_token=None, eos_token=None)
+
+
+def test_any_fast_tokenizer_will_do(tmp_path, config):
+    made, other = other_tokenizer(tmp_path)
+    tokenize.run(dataclasses.replace(config, tokenizer=other))
     source = shards.TokenSource(f"{config.output}/s")
     assert [made.id_to_token(t) for t in source[0]] == ["Hello", ",", "world", "."]
+
+
+def test_a_changed_tokenizer_makes_its_sources_anew_and_does_not_mix(tmp_path, config, capsys):
+    _, other = other_tokenizer(tmp_path)
+    tokenize.run(config)
+    changed = dataclasses.replace(config, tokenizer=other)
+    apart = dataclasses.replace(changed, sources={"t": config.sources["s"]})
+    with pytest.raises(ValueError, match=r"out/s holds tokens of another tokenizer \(sha256"):
+        tokenize.run(apart)
+    assert not (files.path(config.output) / "t").exists()
+    manifest = tokenize.run(changed)["s"]
+    said = capsys.readouterr().out
+    assert "tokenize s: made anew, as this changed: tokenizer_hash, vocab_size" in said
+    assert manifest["vocab_size"] < 100
+    tokenize.run(apart)  # now they are of one tokenizer
+
+
+def stopped_after(config, parts, monkeypatch):
+    """Runs until so many parts are written, then dies as of a bug."""
+    real, left = workers.parts.PartWriter._close_part, [parts]
+
+    def close(self):
+        if not left[0]:
+            raise RuntimeError("stopped")
+        left[0] -= 1
+        real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workers.parts.PartWriter, "_close_part", close)
+        with pytest.raises(RuntimeError, match="stopped"):
+            tokenize.run(config)
+
+
+def test_parts_of_an_unfinished_run_are_kept_only_under_the_same_settings(
+    several, tmp_path, monkeypatch, capsys
+):
+    config = dataclasses.replace(several, sources={"qa": several.sources["qa"]})
+    whole = dataclasses.replace(config, output=str(tmp_path / "whole"))
+    tokenize.run(whole)
+    stopped_after(config, 4, monkeypatch)
+    tokenize.run(config)
+    assert "documents, " in (said := capsys.readouterr().out)
+    assert "of them from an earlier run" in said and "begun anew" not in said
+    assert content(config.output) == content(whole.output)
+
+    _, other = other_tokenizer(tmp_path)
+    fresh = dataclasses.replace(config, output=str(tmp_path / "fresh"))
+    stopped_after(fresh, 4, monkeypatch)
+    tokenize.run(dataclasses.replace(fresh, tokenizer=other))
+    said = capsys.readouterr().out
+    assert "begun anew: an unfinished run" in said and "of them from" not in said
+    expected = dataclasses.replace(config, output=str(tmp_path / "expected"), tokenizer=other)
+    tokenize.run(expected)
+    assert content(fresh.output) == content(expected.output)
+
+
+def test_a_unit_whose_input_changed_meanwhile_is_made_anew(several, tmp_path, monkeypatch):
+    config = dataclasses.replace(several, sources={"qa": several.sources["qa"]})
+    stopped_after(config, 4, monkeypatch)
+    with (tmp_path / "qa-0.jsonl").open("a") as file:
+        file.write('{"q": "one", "a": "more"}\n')
+    tokenize.run(config)
+    whole = dataclasses.replace(config, output=str(tmp_path / "whole"))
+    tokenize.run(whole)
+    assert content(config.output) == content(whole.output)
+
+
+def test_two_runs_do_not_write_into_one_folder(config, monkeypatch):
+    monkeypatch.setattr(workers, "_LOCK_POLLS", 1)
+    monkeypatch.setattr(workers, "_POLL_SECONDS", 0)
+    with (
+        tokenize._only_writer(config.output),
+        pytest.raises(ValueError, match="Another process is writing to"),
+    ):
+        tokenize.run(config)
+    assert tokenize.run(config)["s"]["documents"] == 4

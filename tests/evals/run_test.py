@@ -4,19 +4,19 @@
 import dataclasses
 import json
 import math
-import os
 import subprocess
 import sys
 import textwrap
 
+import devices
 import jax
 import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from midjax import files
-from midjax.batches import tokenize
-from midjax.corpora import text
+from midjax.batches import tokenize, vocabulary
+from midjax.corpora import formats, text
 from midjax.evals import run as evals
 from midjax.model import architecture, rope, sharding, transformer
 
@@ -44,12 +44,19 @@ def tokenized(tmp_path, output, tokenizer, **changes):
         path = tmp_path / f"{name}.jsonl"
         path.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
         sources[name] = text.JsonLines(
-            path=str(path), text_field="text", id_field=None, max_bad_lines=0
+            path=str(path),
+            format=formats.Text(field="text"),
+            id_field=None,
+            max_bad_records=0,
         )
     fields = {"bos_token": "<s>", "eos_token": "</s>"} | changes
     tokenize.run(
         tokenize.Tokenize(
-            sources=sources, tokenizer=tokenizer, output=output, shard_tokens=1000, **fields
+            sources=sources,
+            tokenizer=vocabulary.FastTokenizer(path=tokenizer, **fields),
+            output=output,
+            shard_tokens=1000,
+            processes=1,
         )
     )
 
@@ -268,14 +275,11 @@ def on_mesh(config, **axes):
     """Results on one device and on a mesh, and what the mesh refuses."""
     samples = dataclasses.replace(config.samples, prompts=("def f", "Once", "x"))  # 3 rows over 2
     fields = dataclasses.asdict(dataclasses.replace(config, samples=samples, needle=hidden_keys()))
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={math.prod(axes.values())}",
-    }
     given = [fields, dataclasses.asdict(model()), axes]
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(ON_A_MESH), *map(json.dumps, given)],
-        env=environment, capture_output=True, text=True, check=False, cwd=os.getcwd(),
+        env=devices.environment(math.prod(axes.values())), capture_output=True, text=True,
+        check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.partition("RESULT")[2])

@@ -15,7 +15,7 @@ from midjax.average import methods
 from midjax.batches import loader, tokenize
 from midjax.corpora import text
 from midjax.evals import run as evals
-from midjax.mixture import order
+from midjax.mixture import stages as stages_lib
 
 SEPARATOR = "<|endoftext|>"
 
@@ -42,8 +42,8 @@ def stories(folder: pathlib.Path) -> loader.Data:
     assert verb(folder, "tokenize", root) == 0
     return loader.Data(
         sources={"train": loader.Source(tokens=f"{folder}/tokens/train", packing="best_fit")},
-        mixture=order.Mixture(
-            stages=(order.Stage(name="all", start_tokens=0, weights={"train": 1.0}),),
+        mixture=stages_lib.Mixture(
+            stages=(stages_lib.Stage(name="all", start_tokens=0, weights={"train": 1.0}),),
             max_epochs={"train": 10.0}, seed=0, block_rows=10,
         ),
         row_tokens=256,

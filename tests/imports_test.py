@@ -12,7 +12,11 @@ import midjax
 
 PACKAGE = pathlib.Path(midjax.__file__).parent
 BASE = {"types", "units", "files", "log"}
-GLUE = {"__main__", "demo"}  # verbs glued together: they import anything, and nobody imports them
+GLUE = {
+    "__main__",
+    "demo",
+    "verbs",
+}  # verbs glued together: they import anything, and nobody imports them
 
 # package or module -> what it may import of midjax, itself aside.
 TABLE: dict[str, set[str]] = {

@@ -8,8 +8,7 @@ import jax
 import numpy as np
 import tiny_model
 
-from midjax import __main__ as cli
-from midjax import checkpoint
+from midjax import checkpoint, verbs
 from midjax.average import ingredients, recipe
 from midjax.model import sharding, transformer
 
@@ -35,7 +34,7 @@ def write(folder: pathlib.Path, name: str, trees, config=None, *, tokenizer="abc
 
 
 def gathered(*checkpoints):
-    return ingredients.gather(checkpoints, cli._found)
+    return ingredients.gather(checkpoints, verbs.checkpoint_of)
 
 
 def targets(config=None):

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import tiny_average as tiny
 
-from midjax import __main__ as cli
-from midjax import checkpoint
+from midjax import checkpoint, verbs
 from midjax.average import merge, methods, recipe
 from midjax.model import sharding
 
@@ -140,7 +139,7 @@ def on_four_devices(folder: pathlib.Path) -> None:
             run=str(folder / "run" / dtype), newest=3, steps=None, weights=WEIGHTS
         )
         root = tiny.average(folder / dtype, method, mesh)
-        recipe.run(root, find=cli._found, scorer=tiny.no_scorer)
+        recipe.run(root, find=verbs.checkpoint_of, scorer=tiny.no_scorer)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 import tiny_average as tiny
 
 from midjax import __main__ as cli
-from midjax import checkpoint, config, files
+from midjax import checkpoint, config, files, verbs
 from midjax.average import ingredients, methods, recipe
 from midjax.model import architecture, sharding
 
@@ -23,7 +23,7 @@ def soup(*runs, steps=None):
 
 
 def average(output, method, scorer=tiny.no_scorer):
-    recipe.run(tiny.average(output, method), find=cli._found, scorer=scorer)
+    recipe.run(tiny.average(output, method), find=verbs.checkpoint_of, scorer=scorer)
     return files.read_json(output / "average.json")
 
 
@@ -53,7 +53,7 @@ def places(folder, *names):
 def test_it_is_a_run_like_an_imported_one(folder, tmp_path, capsys):
     a, b = places(folder, "a", "b")
     record = average(tmp_path / "out", soup(a, b, steps=(2, None)))
-    model, step, facts = cli._found(str(tmp_path / "out"), None)
+    model, step, facts = verbs.checkpoint_of(str(tmp_path / "out"), None)
     manifest = facts["manifest"]
     assert model == tiny.model() and step == 4 and facts["data"] == {}
     assert manifest["tokenizer_hash"] == HASH

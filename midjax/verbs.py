@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each verb of `midjax` does with its arguments. Heavy imports happen inside a verb."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+
+def _load(verb: str, arguments: list[str]) -> Any:
+    from midjax import config
+
+    gin_files, bindings, rest = config.split_argv(arguments)
+    if rest:
+        raise ValueError(
+            f"unknown arguments {rest}; a verb takes --gin_file=FILE and --gin.Class.field=VALUE"
+        )
+    return config.load(verb, gin_files, bindings)
+
+
+def show(arguments: list[str]) -> None:
+    from midjax import config
+
+    if arguments[:1] == ["mixture"]:
+        _show_mixture(arguments[1:])
+        return
+    if arguments[:1] == ["schedule"]:
+        _show_schedule(arguments[1:])
+        return
+    if not arguments or arguments[0] not in config.ROOTS:
+        known = ", ".join([*config.ROOTS, "mixture", "schedule"])
+        raise ValueError(f"show needs one of {known}, and its --gin_file=RECIPE")
+    print(config.show(_load(arguments[0], arguments[1:])))
+
+
+def _show_mixture(arguments: list[str]) -> None:
+    root = _load("train", arguments)
+    _guard_train(root)
+    from midjax.mixture import plan
+    from midjax.train import prepare
+
+    mixed = prepare.mix(root)
+    for sentence in root.data.mixture.unnormalised():
+        print(sentence)
+    if mixed.position.changed:
+        print(f"changed: a new stage of {root.run_dir} from step {mixed.first_step + 1} on")
+    print(plan.table(mixed.loader.order))
+
+
+def _show_schedule(arguments: list[str]) -> None:
+    """The learning rates of a `train` recipe: a table, and a plot in its run directory."""
+    root = _load("train", arguments)
+    from midjax.report import schedule_plot
+    from midjax.train import prepare
+    from midjax.train import start as start_lib
+    from midjax.train.schedules import table
+
+    curve, position = prepare.schedule(root, start_lib.choose(root.start, root.run_dir))
+    print(table.text(table.rows(curve, position)))
+    steps = table.sampled(curve)
+    where = schedule_plot.write(
+        f"{root.run_dir}/schedule.svg",
+        tokens=[float(curve.clock.tokens(step)) for step in steps],
+        rates=curve.lrs(steps).tolist(),
+        turns=[(span.name, float(span.first_tokens)) for span in curve.spans],
+    )
+    print(f"plot: {where}")
+
+
+def tokenize(arguments: list[str]) -> None:
+    root = _load("tokenize", arguments)
+    from midjax import config
+    from midjax.batches import tokenize
+
+    tokenize.run(root)
+    config.save(root, root.output)  # last: of a run that was refused nothing is left
+
+
+# What a run that resumes may change: where and how it computes, never what.
+LOOSE_WHEN_RESUMING = (
+    "run_dir",
+    "mesh",
+    "microbatches",
+    "checkpoint",
+    "model.remat",
+    "model.loss_chunk_tokens",
+    # What changes in them is a new stage from here on, or is refused: see train/continuity.py.
+    "data.mixture",
+    "data.sources",
+    "data.workers",
+)
+
+
+def _guard_train(root: Any) -> None:
+    """A run that would resume has the configuration that it began with, but for what is loose."""
+    from midjax import checkpoint, config, log
+
+    if checkpoint.steps(root.run_dir):
+        for line in config.guard_resume(root, root.run_dir, LOOSE_WHEN_RESUMING):
+            log.say(f"changed since this run began: {line}")
+
+
+def train(arguments: list[str]) -> None:
+    root = _load("train", arguments)
+    _guard_train(root)
+    from midjax import config, log
+    from midjax.model import hf_generation
+    from midjax.train import loop
+
+    begun = loop.begin(root)  # a recipe that cannot run leaves no run directory behind
+    config.save(root, root.run_dir)
+    hf_generation.carry(root.run_dir, run=root.start.run, folder=root.start.huggingface)
+    log.say(f"every setting: {root.run_dir}/config.gin")
+    loop.go(begun)
+
+
+def import_(arguments: list[str]) -> None:
+    root = _load("import", arguments)
+    from midjax import config
+    from midjax.importing import recipe
+
+    record = recipe.run(root)
+    config.save(root, root.output)
+    model, _, _ = checkpoint_of(root.output, record["step"])
+    config.save_model(model, root.output)
+
+
+def checkpoint_of(run_dir: str, step: int | None) -> tuple[Any, int, dict[str, Any]]:
+    """(model config, step, facts) of a run's checkpoint, the newest for None. Reads JSON only.
+
+    The model is the checkpoint's own, so that a run that was imported is read like any other.
+    """
+    from midjax import checkpoint, config
+    from midjax.model import architecture
+
+    found = checkpoint.steps(run_dir)
+    if not found or (step is not None and step not in found):
+        raise checkpoint.CheckpointError(
+            f"{run_dir} holds the checkpoints {found}, asked for "
+            f"{'the newest' if step is None else step}. Train it first."
+        )
+    step = found[-1] if step is None else step
+    facts = checkpoint.read_facts(run_dir, step)
+    model = config.from_plain(architecture.TransformerConfig, facts["manifest"]["model"])
+    return model, step, facts
+
+
+def _params(model: Any, run_dir: str, step: int, mesh: Any) -> Any:
+    """Parameters of a checkpoint on a mesh. Moments are not read."""
+    import jax
+
+    from midjax import checkpoint
+    from midjax.model import sharding, transformer
+
+    abstract = transformer.abstract(model)
+    shardings = sharding.tree(mesh, transformer.logical_axes(model), abstract)
+    target = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
+    )
+    return checkpoint.restore(run_dir, step, {"params": target})["params"]
+
+
+def average(arguments: list[str]) -> None:
+    root = _load("average", arguments)
+    from midjax import config
+    from midjax.average import recipe
+
+    model = recipe.run(root, find=checkpoint_of, scorer=_scorer)
+    config.save(root, root.output)
+    config.save_model(model, root.output)
+
+
+def _scorer(root: Any, model: Any, mesh: Any, tokenizer_hash: str | None) -> Callable[[Any], Any]:
+    """Parameters -> bits per byte of each domain of a greedy soup, as `midjax eval` computes it."""
+    from midjax.evals import run
+
+    shared = ("tokens", "domains", "row_tokens", "batch_rows", "tokenizer")
+    settings = {name: getattr(root.method, name) for name in shared}
+    config = run.Eval(
+        name="average",
+        run=root.method.runs[0],
+        step=None,
+        mesh=root.mesh,
+        long=None,
+        samples=None,
+        **settings,
+    )
+    run.check(config, model, mesh, tokenizer_hash=tokenizer_hash)
+
+    def score(params: Any) -> dict[str, float | None]:
+        found = run.run(config, model, params, 0, mesh, tokenizer_hash=tokenizer_hash)
+        return {name: domain["bits_per_byte"] for name, domain in found["domains"].items()}
+
+    return score
+
+
+def evaluate(arguments: list[str]) -> None:
+    root = _load("eval", arguments)
+    from midjax import log
+    from midjax.evals import run
+    from midjax.model import sharding
+
+    model, step, facts = checkpoint_of(root.run, root.step)
+    tokenizer_hash = facts["manifest"]["tokenizer_hash"]
+    mesh = sharding.make(root.mesh)
+    run.check(root, model, mesh, tokenizer_hash=tokenizer_hash)  # before the parameters are read
+    params = _params(model, root.run, step, mesh)
+    result = run.run(root, model, params, step, mesh, tokenizer_hash=tokenizer_hash)
+    where = run.write(result)
+    for name, domain in result["domains"].items():
+        bits = domain["bits_per_byte"]
+        log.say(f"  {name}: {'not finite' if bits is None else f'{bits:.4f}'} bits per byte")
+    log.say(f"written to {where}")
+
+
+def export(arguments: list[str]) -> None:
+    root = _load("export", arguments)
+    from midjax import checkpoint, export, files, log
+    from midjax.model import sharding
+
+    model, step, facts = checkpoint_of(root.run, root.step)
+    root = dataclasses.replace(root, step=step)
+    stages = checkpoint.lineage(root.run, step)
+    known = {"said": _said(stages), "tokenizer_hash": facts["manifest"]["tokenizer_hash"]}
+    export.check(root, model, **known)  # before the parameters are read
+    params = _params(model, root.run, step, sharding.make(root.mesh))
+    evals = {
+        place.stem: files.read_json(place)
+        for place in sorted((files.path(root.run) / "eval").glob("*.json"))
+    }
+    lineage = {
+        "stages, oldest first": stages,
+        "evals": {name: found for name, found in evals.items() if found["step"] == step},
+    }
+    result = export.run(root, model, params, lineage, **known)
+    files.write_json(files.path(root.output) / "export.json", dataclasses.asdict(result))
+    log.say(
+        f"{result.folder}: {result.compared_tensors} tensors read back bit for bit; logits within "
+        f"{result.max_difference:.1e} of {result.compared_with}, over {result.compared_tokens} "
+        "tokens"
+    )
+    if result.not_compared:
+        log.say(f"  not compared with transformers: {result.not_compared}")
+    log.say(f"  token ids and settings for generation: from {result.token_ids_from}")
+
+
+def _said(stages: list[dict[str, Any]]) -> Any:
+    """What the first folder of a run said of generation, as the newest of its runs has it."""
+    from midjax import files
+    from midjax.model import hf_generation
+
+    for stage in reversed(stages):
+        if "run" in stage and (found := hf_generation.kept(stage["run"])):
+            return found
+        folder = stage.get("Hugging Face folder")
+        if folder and (files.path(folder) / hf_generation.CONFIG).exists():
+            return hf_generation.read(folder)
+    return None
+
+
+def report(arguments: list[str]) -> None:
+    root = _load("report", arguments)
+    from midjax.report import page
+
+    page.run(root)
+    print(page.terminal_table(root))

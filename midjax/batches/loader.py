@@ -151,6 +151,15 @@ class Opened:
             return rows.Planned(plan, key)
         return rows.Laid(plan, self._sources[name].lengths, self._asked[name].mask, key)
 
+    def special_tokens(self) -> dict[str, tuple[int, int]]:
+        """Special token besides BOS and EOS -> (its id, times in the sources), as tokenize saw."""
+        found: dict[str, tuple[int, int]] = {}
+        for folder in {asked.tokens: self._sources[n] for n, asked in self._asked.items()}.values():
+            for name, key in folder.manifest.get("special_ids", {}).items():
+                times = found.get(name, (key, 0))[1] + folder.manifest["lint"]["special"][name]
+                found[name] = key, times
+        return found
+
     def contents(self) -> dict[str, str]:
         """Source -> hash of its tokens, packing, mask, bounds, which `Order.fingerprint` lacks."""
         found = {}

@@ -116,6 +116,7 @@ class _Source:
             raise ValueError(f"Tokenize.tokenizer is None, and source {name!r} needs one.")
         encoder = workers.opened(self._tokenizer)
         self.tokenizer_hash = encoder.facts["tokenizer_hash"]
+        self._special_ids = {name: key for key, name in encoder.special_ids.items()}
         self._units: list[reading.Unit] = reader.units()
         self._records: dict[int, dict[str, Any]] = {}
         self._tally = reading.Tally()
@@ -206,6 +207,7 @@ class _Source:
             "dropped": dict(sorted(self._tally.dropped.items())),
             "first_dropped": dict(sorted(self._tally.examples.items())),
             "lint": seen.to_json(),
+            "special_ids": {name: self._special_ids[name] for name in sorted(seen.special)},
         }
         manifest = parts.finish(self.folder, counts, facts)
         self._tell(manifest, sum(record["kept"] for record in records))

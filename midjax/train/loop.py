@@ -14,7 +14,7 @@ from midjax.model import context, sharding, transformer
 from midjax.train import metrics as metrics_lib
 from midjax.train import optimizer as optimizer_lib
 from midjax.train import prepare as prepare_lib
-from midjax.train import recipe, restore
+from midjax.train import recipe, restore, unseen
 from midjax.train import start as start_lib
 from midjax.train import step as step_lib
 from midjax.train.schedules import curve
@@ -71,6 +71,7 @@ def go(begun: Begun) -> dict[str, Any]:
     _announce(prepared, journal)
     row: dict[str, Any] = {}
     with checkpoint.Store(config.run_dir, config.checkpoint) as store, jax.set_mesh(begun.mesh):
+        _warn_of_unseen(begun, journal)
         if prepared.first_step < config.total_steps:
             row = _loop(begun, journal, store)
     journal.event("end", step=config.total_steps)
@@ -137,6 +138,21 @@ def _announce_mixture(prepared: prepare_lib.Prepared, journal: log.Journal) -> N
             f"{row.epochs:.2f} epochs"
             + (f", {units.human(row.repeats)} read before" if row.repeats else "")
         )
+
+
+def _warn_of_unseen(begun: Begun, journal: log.Journal) -> None:
+    """Where the parameters come from elsewhere, and the data has tokens that are new to them."""
+    prepared = begun.prepared
+    if prepared.origin.kind in ("own", "fresh"):
+        return
+    for sentence in unseen.warnings(
+        begun.state,
+        prepared.opened.special_tokens(),
+        tied_head=prepared.config.model.tied_head,
+        moments_kept="moments" in prepared.origin.parts,
+    ):
+        log.say(f"warning: {sentence}")
+        journal.event("unseen_token", what=sentence)
 
 
 def _loop(begun: Begun, journal: log.Journal, store: checkpoint.Store) -> dict[str, Any]:

@@ -373,3 +373,10 @@ def test_a_bucket_holds_what_a_local_folder_would(several, monkeypatch):
     assert source.ids() == same.ids()
     tokenize.run(there)  # kept
     assert {name: file.getvalue() for name, file in bucket.store.items()} == stored
+    first = pathlib.Path(several.sources["qa"].path).with_name("qa-0.jsonl")
+    first.write_text('{"q": "another", "a": "one"}\n')
+    for made in (several, there):
+        tokenize.run(made)  # anew, and in the place of the old
+    found = {k.removeprefix(prefix): file.getvalue() for k, file in bucket.store.items()}
+    assert found != local
+    assert found == {k: v for k, v in content(several.output).items() if not k.startswith(".")}

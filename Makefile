@@ -16,13 +16,14 @@ found = $(or $(call version,$(PYTHON)),no Python)
 asked = $(if $(filter-out file,$(origin PYTHON)),$(call version,$(PYTHON)))
 installed = $(call version,$(BIN)/python)
 
-.PHONY: help demo test lint bench-import bench-long-context clean check-python
+.PHONY: help demo test lint bench-data bench-import bench-long-context clean check-python
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     set up, then the main job: real text to a mid-trained, evaluated, exported model"
 	@echo "make test     set up with the test extras, then all tests"
 	@echo "make lint     ruff check, ruff format --check, mypy"
+	@echo "make bench-data           packing, mixing and tokenizing against seqio, Grain and tokenizers"
 	@echo "make bench-import         host memory of importing a 1B checkpoint"
 	@echo "make bench-long-context   memory of Llama-3.1-8B at 131,072 tokens, by the TPU's compiler"
 	@echo "make clean    remove .venv, build/ and caches"
@@ -38,6 +39,9 @@ lint: $(STAMPS)/dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+bench-data: $(STAMPS)/run
+	$(BIN)/python tests/bench/data_speed.py
 
 bench-import: $(STAMPS)/run
 	$(BIN)/python tests/bench/import_memory.py

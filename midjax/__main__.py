@@ -135,6 +135,7 @@ LOOSE_WHEN_RESUMING = (
     # What changes in them is a new stage from here on, or is refused: see train/continuity.py.
     "data.mixture",
     "data.sources",
+    "data.workers",
 )
 
 

@@ -49,12 +49,11 @@ class Pieces(_Split):
     first part of a text that is cut at control symbols.
     """
 
-    def __init__(self, path: str, add_bos: bool, add_eos: bool, threads: int | None) -> None:
+    def __init__(self, path: str, add_bos: bool, add_eos: bool) -> None:
         import sentencepiece
         from sentencepiece import sentencepiece_model_pb2
 
         protos: Any = sentencepiece_model_pb2  # its classes are made when it is imported
-        self._threads = -1 if threads is None else threads
         file = _model_file(path)
         data = file.read_bytes()
         self._model = protos.ModelProto()
@@ -105,9 +104,7 @@ class Pieces(_Split):
     def _encode(self, documents: Sequence[types.Document]) -> Iterator[encoders.Encoded]:
         plain = [d.text for d in documents if not d.special and d.loss is None]
         encoded = iter(
-            self._processor.encode(plain, return_type="numpy", num_threads=self._threads)
-            if plain
-            else ()
+            self._processor.encode(plain, return_type="numpy", num_threads=1) if plain else ()
         )
         for document in documents:
             if not document.special and document.loss is None:

@@ -31,9 +31,8 @@ class TaskTokenizer:
     eos_id: int | None
     unknown_id: int | None
 
-    def open(self, threads: int | None = None) -> encoders.Elsewhere:
+    def open(self) -> encoders.Elsewhere:
         """What a manifest says of it; it encodes nothing."""
-        del threads
         return encoders.Elsewhere(
             tokenizer_hash=self.tokenizer_hash,
             vocab_size=self.vocab_size,

@@ -25,14 +25,13 @@ class FastTokenizer:
     bos_token: str | None
     eos_token: str | None
 
-    def open(self, threads: int | None = None) -> encoders.Fast:
-        """Loads it. Threads are the library's own matter: the environment's RAYON_NUM_THREADS.
+    def open(self) -> encoders.Fast:
+        """Loads it.
 
         Raises:
           FileNotFoundError: no `tokenizer.json` there.
           ValueError: it is no tokenizer, or lacks a special token that is asked for.
         """
-        del threads
         return encoders.Fast(self.path, self.bos_token, self.eos_token)
 
 
@@ -49,14 +48,14 @@ class SentencePiece:
     add_bos: bool
     add_eos: bool
 
-    def open(self, threads: int | None = None) -> pieces.Pieces:
+    def open(self) -> pieces.Pieces:
         """Loads it.
 
         Raises:
           FileNotFoundError: no model file there.
           ValueError: it is no model, or has no BOS or EOS though one is asked for.
         """
-        return pieces.Pieces(self.path, self.add_bos, self.add_eos, threads)
+        return pieces.Pieces(self.path, self.add_bos, self.add_eos)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,9 +68,8 @@ class ByteTokenizer:
 
     add_eos: bool
 
-    def open(self, threads: int | None = None) -> pieces.Bytes:
+    def open(self) -> pieces.Bytes:
         """Needs no file."""
-        del threads
         return pieces.Bytes(self.add_eos)
 
 

@@ -2,7 +2,9 @@
 """Units of sources -> finished parts, over processes.
 
 A unit is tokenized by one process from its beginning to its end, so what is written does not depend
-on how many processes there are. With one process, the tokenizer's own threads share its work.
+on how many processes there are. Where there are fewer units than processors, each process encodes
+in several threads, a batch in each: the tokenizers let go of Python's lock, and one thread's result
+is read while others encode. Their own threads, which share out one batch, are slower.
 Workers end with the process that started them, also when it is killed.
 """
 
@@ -30,12 +32,12 @@ from midjax import files, types
 from midjax.batches import encoders, lint, parts, seqio, vocabulary
 from midjax.corpora import reading, sources
 
-# A batch for the tokenizer: enough for its threads, and small in memory. Encodings take 100 to 200
-# bytes per character while they are there.
-_BATCH_DOCUMENTS = 256
+# A batch for the tokenizer, small in memory: encodings take 100 to 200 bytes per character while
+# they are there.
+_BATCH_DOCUMENTS = 128
 _BATCH_CHARACTERS = 1_000_000
-# Calls of the tokenizer at once, where it has threads: one encodes while another's result is read.
-_ENCODING_THREADS = 2
+# Of the tokenizers library: whether it has threads of its own. Read at each call.
+_PARALLEL = "TOKENIZERS_PARALLELISM"
 _POLL_SECONDS = 0.5
 _LOCK_POLLS = 10
 
@@ -90,8 +92,9 @@ def run(
     """
     count = min(processes or cpus(), len(jobs))
     if count <= 1:
-        for job in jobs:
-            yield job, do(job, opened(job.tokenizer), _ENCODING_THREADS, advance)
+        with _without_own_threads():
+            for job in jobs:
+                yield job, do(job, opened(job.tokenizer), cpus(), advance)
         return
     context = multiprocessing.get_context("spawn")
     stop, totals = context.Event(), context.RawArray("q", 2 * count)
@@ -124,6 +127,19 @@ def run(
         finally:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _without_own_threads() -> Iterator[None]:
+    """Fast tokenizers encode each batch in the thread that calls them."""
+    before = os.environ.get(_PARALLEL)
+    os.environ[_PARALLEL] = "false"
+    try:
+        yield
+    finally:
+        os.environ.pop(_PARALLEL)
+        if before is not None:
+            os.environ[_PARALLEL] = before
 
 
 @contextlib.contextmanager
@@ -204,8 +220,7 @@ def _begin(numbers: Any, totals: Any, stop: Any, threads: int, lock: str | None)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    os.environ["RAYON_NUM_THREADS"] = str(threads)
-    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+    os.environ[_PARALLEL] = "false"
     if lock is not None:
         _worker["lock"] = share(lock)
     if multiprocessing.connection.wait([parent.sentinel], timeout=0):
@@ -222,15 +237,13 @@ def _work(job: Job) -> dict[str, Any]:
         totals[place] += tokens
         totals[place + 1] += read_bytes
 
-    threads = _worker["threads"]
-    calls = _ENCODING_THREADS if threads > 1 else 1
-    return do(job, opened(job.tokenizer, threads), calls, advance)
+    return do(job, opened(job.tokenizer), _worker["threads"], advance)
 
 
 @functools.lru_cache(maxsize=4)
-def opened(tokenizer: Tokenizer, threads: int | None = None) -> encoders.Vocabulary:
-    """`tokenizer.open(threads)`, once for many units."""
-    return tokenizer.open(threads)
+def opened(tokenizer: Tokenizer) -> encoders.Vocabulary:
+    """`tokenizer.open()`, once for many units."""
+    return tokenizer.open()
 
 
 def _hash(value: Any) -> str:
@@ -242,11 +255,11 @@ def settings_key(depends: Mapping[str, Any], shard_tokens: int) -> str:
     return _hash([parts.FORMAT, depends, shard_tokens])
 
 
-def do(job: Job, encoder: encoders.Vocabulary, calls: int, advance: Advance) -> dict[str, Any]:
+def do(job: Job, encoder: encoders.Vocabulary, threads: int, advance: Advance) -> dict[str, Any]:
     """Makes the parts of one unit, from where an earlier run left them.
 
     Args:
-      calls: of the tokenizer at once.
+      threads: that encode.
 
     Returns:
       The unit's record: parts, fingerprint, tally, kept (documents that were there).
@@ -271,7 +284,7 @@ def do(job: Job, encoder: encoders.Vocabulary, calls: int, advance: Advance) -> 
     documents = job.reader.documents(job.source, job.unit, tally, encoder.tokenizer_facts)
     fresh: Iterator[_Item] = itertools.islice(documents, kept, None)
     read_bytes = 0
-    for batch in _encoded(_batches(fresh), encoder, calls):
+    for batch in _encoded(_batches(fresh), encoder, threads):
         for document, tokens in batch:
             counting.see(document, tokens)
             writer.add(tokens.id, tokens.text_bytes, tokens.tokens, tokens.loss)
@@ -297,18 +310,18 @@ def _batches(documents: Iterable[_Item]) -> Iterator[list[_Item]]:
 
 
 def _encoded(
-    batches: Iterable[list[_Item]], encoder: encoders.Vocabulary, calls: int
+    batches: Iterable[list[_Item]], encoder: encoders.Vocabulary, threads: int
 ) -> Iterator[list[_Pair]]:
-    """Batches with their tokens, in order; a few are encoded ahead where calls go on at once."""
-    if calls == 1:
+    """Batches with their tokens, in order; a few are encoded ahead by threads."""
+    if threads == 1:
         for batch in batches:
             yield _encode(batch, encoder)
         return
     window: collections.deque[concurrent.futures.Future] = collections.deque()
-    with concurrent.futures.ThreadPoolExecutor(calls) as pool:
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         for batch in batches:
             window.append(pool.submit(_encode, batch, encoder))
-            if len(window) > calls:
+            if len(window) > threads:
                 yield window.popleft().result()
         while window:
             yield window.popleft().result()

@@ -29,7 +29,7 @@ def model():
 @pytest.fixture
 def encoder(model, tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(model)
-    return vocabulary.SentencePiece(path=str(tmp_path), add_bos=True, add_eos=True).open(1)
+    return vocabulary.SentencePiece(path=str(tmp_path), add_bos=True, add_eos=True).open()
 
 
 @pytest.fixture

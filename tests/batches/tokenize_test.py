@@ -5,6 +5,7 @@ import dataclasses
 import json
 import pathlib
 
+import fake_bucket
 import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
@@ -276,3 +277,26 @@ def test_two_runs_do_not_write_into_one_folder(config, monkeypatch):
     ):
         tokenize.run(config)
     assert tokenize.run(config)["s"]["documents"] == 4
+
+
+def test_a_bucket_holds_what_a_local_folder_would(several, monkeypatch):
+    tokenize.run(several)
+    bucket = fake_bucket.install(monkeypatch)
+    there = dataclasses.replace(several, output="gs://b/dir/out")
+    stopped_after(there, 4, monkeypatch)
+    tokenize.run(there)
+    stored = {name: file.getvalue() for name, file in bucket.store.items()}
+    prefix = "/b/dir/out/"
+    found = {name.removeprefix(prefix): data for name, data in stored.items()}
+    local = {k: v for k, v in content(several.output).items() if not k.startswith(".")}
+    assert found == local
+    source, same = (
+        shards.TokenSource("gs://b/dir/out/qa"),
+        shards.TokenSource(f"{several.output}/qa"),
+    )
+    for i in (0, 70, len(same) - 1):
+        assert source.read(i, 2, 3).tolist() == same.read(i, 2, 3).tolist()
+        assert source.loss(i).tolist() == same.loss(i).tolist()
+    assert source.ids() == same.ids()
+    tokenize.run(there)  # kept
+    assert {name: file.getvalue() for name, file in bucket.store.items()} == stored

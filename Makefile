@@ -24,7 +24,7 @@ help:
 	@echo "make test     set up with the test extras, then all tests"
 	@echo "make lint     ruff check, ruff format --check, mypy"
 	@echo "make bench-data           packing, mixing and tokenizing against seqio, Grain and tokenizers"
-	@echo "make bench-import         host memory of importing a 1B checkpoint"
+	@echo "make bench-import         host memory of importing and exporting a 1B checkpoint"
 	@echo "make bench-long-context   memory of Llama-3.1-8B at 131,072 tokens, by the TPU's compiler"
 	@echo "make clean    remove .venv, build/ and caches"
 	@echo "PYTHON=python3.12 chooses the interpreter for .venv: one of $(SUPPORTED)"
@@ -33,7 +33,7 @@ demo: $(STAMPS)/run
 	$(BIN)/midjax demo
 
 test: $(STAMPS)/test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff check

@@ -94,10 +94,12 @@ def _show(arguments: list[str]) -> None:
     if arguments[:1] == ["mixture"]:
         _show_mixture(arguments[1:])
         return
+    if arguments[:1] == ["schedule"]:
+        _show_schedule(arguments[1:])
+        return
     if not arguments or arguments[0] not in config.ROOTS:
-        raise ValueError(
-            f"show needs one of {', '.join(config.ROOTS)}, mixture, and its --gin_file=RECIPE"
-        )
+        known = ", ".join([*config.ROOTS, "mixture", "schedule"])
+        raise ValueError(f"show needs one of {known}, and its --gin_file=RECIPE")
     print(config.show(_load(arguments[0], arguments[1:])))
 
 
@@ -113,6 +115,26 @@ def _show_mixture(arguments: list[str]) -> None:
     if mixed.position.changed:
         print(f"changed: a new stage of {root.run_dir} from step {mixed.first_step + 1} on")
     print(plan.table(mixed.loader.order))
+
+
+def _show_schedule(arguments: list[str]) -> None:
+    """The learning rates of a `train` recipe: a table, and a plot in its run directory."""
+    root = _load("train", arguments)
+    from midjax.report import schedule_plot
+    from midjax.train import prepare
+    from midjax.train import start as start_lib
+    from midjax.train.schedules import table
+
+    curve, position = prepare.schedule(root, start_lib.choose(root.start, root.run_dir))
+    print(table.text(table.rows(curve, position)))
+    steps = table.sampled(curve)
+    where = schedule_plot.write(
+        f"{root.run_dir}/schedule.svg",
+        tokens=[float(curve.clock.tokens(step)) for step in steps],
+        rates=curve.lrs(steps).tolist(),
+        turns=[(span.name, float(span.first_tokens)) for span in curve.spans],
+    )
+    print(f"plot: {where}")
 
 
 def _tokenize(arguments: list[str]) -> None:
@@ -152,10 +174,12 @@ def _train(arguments: list[str]) -> None:
     root = _load("train", arguments)
     _guard_train(root)
     from midjax import config, log
+    from midjax.model import hf_generation
     from midjax.train import loop
 
     begun = loop.begin(root)  # a recipe that cannot run leaves no run directory behind
     config.save(root, root.run_dir)
+    hf_generation.carry(root.run_dir, run=root.start.run, folder=root.start.huggingface)
     log.say(f"every setting: {root.run_dir}/config.gin")
     loop.go(begun)
 
@@ -206,6 +230,40 @@ def _params(model: Any, run_dir: str, step: int, mesh: Any) -> Any:
     return checkpoint.restore(run_dir, step, {"params": target})["params"]
 
 
+def _average(arguments: list[str]) -> None:
+    root = _load("average", arguments)
+    from midjax import config
+    from midjax.average import recipe
+
+    model = recipe.run(root, find=_found, scorer=_scorer)
+    config.save(root, root.output)
+    config.save_model(model, root.output)
+
+
+def _scorer(root: Any, model: Any, mesh: Any, tokenizer_hash: str | None) -> Callable[[Any], Any]:
+    """Parameters -> bits per byte of each domain of a greedy soup, as `midjax eval` computes it."""
+    from midjax.evals import run
+
+    shared = ("tokens", "domains", "row_tokens", "batch_rows", "tokenizer")
+    settings = {name: getattr(root.method, name) for name in shared}
+    config = run.Eval(
+        name="average",
+        run=root.method.runs[0],
+        step=None,
+        mesh=root.mesh,
+        long=None,
+        samples=None,
+        **settings,
+    )
+    run.check(config, model, mesh, tokenizer_hash=tokenizer_hash)
+
+    def score(params: Any) -> dict[str, float | None]:
+        found = run.run(config, model, params, 0, mesh, tokenizer_hash=tokenizer_hash)
+        return {name: domain["bits_per_byte"] for name, domain in found["domains"].items()}
+
+    return score
+
+
 def _eval(arguments: list[str]) -> None:
     root = _load("eval", arguments)
     from midjax import log
@@ -227,31 +285,47 @@ def _eval(arguments: list[str]) -> None:
 
 def _export(arguments: list[str]) -> None:
     root = _load("export", arguments)
-    import jax
-
     from midjax import checkpoint, export, files, log
     from midjax.model import sharding
 
     model, step, facts = _found(root.run, root.step)
     root = dataclasses.replace(root, step=step)
-    tokenizer_hash = facts["manifest"]["tokenizer_hash"]
-    export.check(root, model, tokenizer_hash=tokenizer_hash)  # before the parameters are read
-    mesh = sharding.make(sharding.Mesh(data=1, fsdp=1, tensor=1), jax.devices()[:1])
-    params = _params(model, root.run, step, mesh)
+    stages = checkpoint.lineage(root.run, step)
+    known = {"said": _said(stages), "tokenizer_hash": facts["manifest"]["tokenizer_hash"]}
+    export.check(root, model, **known)  # before the parameters are read
+    params = _params(model, root.run, step, sharding.make(root.mesh))
     evals = {
         place.stem: files.read_json(place)
         for place in sorted((files.path(root.run) / "eval").glob("*.json"))
     }
     lineage = {
-        "stages, oldest first": checkpoint.lineage(root.run, step),
+        "stages, oldest first": stages,
         "evals": {name: found for name, found in evals.items() if found["step"] == step},
     }
-    result = export.run(root, model, params, lineage, tokenizer_hash=tokenizer_hash)
+    result = export.run(root, model, params, lineage, **known)
     files.write_json(files.path(root.output) / "export.json", dataclasses.asdict(result))
     log.say(
-        f"{result.folder}: logits within {result.max_difference:.1e} of {result.compared_with}, "
-        f"over {result.compared_tokens} tokens"
+        f"{result.folder}: {result.compared_tensors} tensors read back bit for bit; logits within "
+        f"{result.max_difference:.1e} of {result.compared_with}, over {result.compared_tokens} "
+        "tokens"
     )
+    if result.not_compared:
+        log.say(f"  not compared with transformers: {result.not_compared}")
+    log.say(f"  token ids and settings for generation: from {result.token_ids_from}")
+
+
+def _said(stages: list[dict[str, Any]]) -> Any:
+    """What the first folder of a run said of generation, as the newest of its runs has it."""
+    from midjax import files
+    from midjax.model import hf_generation
+
+    for stage in reversed(stages):
+        if "run" in stage and (found := hf_generation.kept(stage["run"])):
+            return found
+        folder = stage.get("Hugging Face folder")
+        if folder and (files.path(folder) / hf_generation.CONFIG).exists():
+            return hf_generation.read(folder)
+    return None
 
 
 def _report(arguments: list[str]) -> None:
@@ -276,9 +350,11 @@ VERBS = {
   midjax demo [--fresh]
 
 Runs, in this process, the verbs below with the recipes gin/recipes/demo_*.gin and prints each
-command before it runs. Takes about 3 minutes on 2 quiet CPU cores. What is finished is kept: the
+command before it runs. Takes 3 to 4 minutes on 2 quiet CPU cores. What is finished is kept: the
 same command goes on after an interruption, and --fresh starts over.
-Writes build/demo/: report.html, export/ (a Hugging Face folder), tokens/ and the runs.""",
+Ends with 60 updates of a model that others pretrained, llama2.c's stories260K.
+Writes build/demo/: report.html, stories.html, export/ (a Hugging Face folder), tokens/ and the
+runs.""",
     ),
     "tokenize": Verb(
         _tokenize,
@@ -299,7 +375,8 @@ sources whose tokenizer, reader and files did not change.""",
   midjax import --gin_file=gin/recipes/import_maxtext.gin --gin.MaxText.path=CHECKPOINTS/STEP
 
 Writes Import.output: checkpoints/<step>/ with parameters and, where the source has them, Adam's
-moments, counts and learning rate; tokenizer/; model.gin (the model, a --gin_file for recipes);
+moments, counts and learning rate; tokenizer/; source/ (config.json and generation_config.json of
+a Hugging Face folder, for a later export); model.gin (the model, a --gin_file for recipes);
 import.json (what was made of what, what was left out); config.json. Start a run from it with
 Start.run; eval and export read it like any run.""",
     ),
@@ -316,6 +393,18 @@ what the run begins from. The recipe must be the one that the run began with, bu
 mesh, microbatches, checkpoint, model.remat and model.loss_chunk_tokens, and for the mixture: one
 that changed is a new stage from the next row on, and each source goes on where it was.""",
     ),
+    "average": Verb(
+        _average,
+        "several checkpoints of one model -> one: last N, soups, interpolation",
+        """\
+  midjax average --gin_file=gin/recipes/average_last.gin
+
+Writes Average.output, a run directory like an import's: checkpoints/<step>/ with parameters only;
+average.json (ingredients, weights, hashes, what was scored); model.gin; config.json; tokenizer/ if
+a run that it comes from has it. eval and export read it like any run, and training starts from it
+with Start.run and Start.kind = 'weights'. Average.method is LastN (checkpoints of one run), Soup
+(ends of several), GreedySoup (those of them that lower the bits per byte) or Interpolation.""",
+    ),
     "eval": Verb(
         _eval,
         "bits per byte by domain, loss by position, needle test, samples",
@@ -326,13 +415,14 @@ Reads parameters only. Writes RUN/eval/<name>.json.""",
     ),
     "export": Verb(
         _export,
-        "a run -> a Hugging Face folder, loaded back and compared",
+        "a run -> a Hugging Face folder, read back and compared",
         """\
   midjax export --gin_file=gin/recipes/demo_export.gin
 
-Reads parameters only. Writes safetensors, config, tokenizer and a model card, loads the folder
-back (with transformers where PyTorch is installed, else with midjax's own importer) and prints
-the largest difference between logits.""",
+Reads parameters only, onto Export.mesh. Writes safetensors, config, tokenizer, generation config
+(those of the Hugging Face folder that the run comes from, if it comes from one) and a model card.
+Reads every tensor back and compares its bits; compares logits with transformers, where PyTorch is
+installed and the host has room for the model, and prints what was compared.""",
     ),
     "report": Verb(
         _report,
@@ -352,7 +442,13 @@ Reads metrics.jsonl, events.jsonl, config.json and eval/*.json. Prints the table
 With a verb, every field as `path = value`; `*` marks what differs from its default. With `mixture`,
 what `midjax train` will read, counted row by row: shares asked and in force, tokens, epochs and
 repeats of each stage and source. It fails where train would: a cap that would be broken, a source
-that runs dry. It needs the token folders, and the checkpoint that Start names.""",
+that runs dry. It needs the token folders, and the checkpoint that Start names.
+
+  midjax show schedule --gin_file=gin/recipes/demo_midtrain.gin
+
+The learning rates of a recipe of `train`: a table of steps, tokens and rates where they turn and
+every 5 %, and a plot, RUN_DIR/schedule.svg. Rates that come from a checkpoint are read from it;
+neither data nor devices are touched.""",
     ),
 }
 

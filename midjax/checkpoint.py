@@ -223,6 +223,8 @@ def lineage(run_dir: str, step: int) -> list[dict[str, Any]]:
             }
         if parent.get("imported"):
             found.insert(0, {"imported from": parent["imported"]})
+        elif parent.get("averaged"):
+            found.insert(0, {"average of": parent["averaged"]})
         elif parent["huggingface"]:
             found.insert(0, {"Hugging Face folder": parent["huggingface"]})
         elif parent["run"]:
@@ -311,7 +313,8 @@ class ForeignItem:
         try:
             self._tree = self._handler.metadata(self._folder).tree
         except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
-            what = f"{folder} holds no PyTree item of Orbax: {type(error).__name__}: {error}"
+            reason = f"{type(error).__name__}: {str(error)[:_MOST_CHARACTERS]}"
+            what = f"{folder} holds no PyTree item of Orbax: {reason}"
             raise CheckpointError(what) from error
         self.arrays = {
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)

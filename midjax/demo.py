@@ -11,6 +11,8 @@ from midjax import files, log, units
 
 # Where the recipes of the demo put what they make, below the working folder.
 OUTPUT = "build/demo"
+# A model that others pretrained, for the last act.
+STORIES = f"{OUTPUT}/stories260K"
 
 
 def commands() -> list[tuple[str, list[str]]]:
@@ -22,6 +24,9 @@ def commands() -> list[tuple[str, list[str]]]:
 
     def evaluate(name: str, run: str) -> list[str]:
         return verb("eval", "demo_eval", Eval__name=name, Eval__run=f"{OUTPUT}/{run}")
+
+    def stories(name: str, run: str) -> list[str]:
+        return verb("eval", "demo_stories_eval", Eval__name=name, Eval__run=f"{OUTPUT}/{run}")
 
     return [
         ("text -> tokens", verb("tokenize", "demo_tokenize")),
@@ -35,7 +40,26 @@ def commands() -> list[tuple[str, list[str]]]:
         ("evaluate after", evaluate("after", "extend")),
         ("export for Hugging Face and compare logits", verb("export", "demo_export")),
         ("report", verb("report", "demo_report")),
+        ("import a pretrained model", verb("import", "import_llama2c", Import__output=STORIES)),
+        ("text -> its tokens", verb("tokenize", "demo_stories_tokenize")),
+        ("mid-train it: from weights, 60 updates", verb("train", "demo_stories")),
+        ("evaluate it before", stories("before", "stories260K")),
+        ("evaluate it after", stories("after", "stories")),
+        ("report on it", verb("report", "demo_stories_report")),
     ]
+
+
+def _is_imported() -> bool:
+    """Whether the import was finished; what an interrupted one left is removed.
+
+    An import takes no folder that holds checkpoints.
+    """
+    place = files.path(STORIES)
+    if (place / "model.gin").exists():  # written last
+        return True
+    if place.exists():
+        shutil.rmtree(place)
+    return False
 
 
 def run(arguments: Sequence[str], main: Callable[[Sequence[str]], int]) -> None:
@@ -58,7 +82,12 @@ def run(arguments: Sequence[str], main: Callable[[Sequence[str]], int]) -> None:
     steps = commands()
     for number, (why, line) in enumerate(steps, 1):
         log.say(f"\n[{number}/{len(steps)}] {why}\n$ midjax {shlex.join(line)}")
-        if main(line):
+        if line[0] == "import" and _is_imported():
+            log.say(f"{STORIES} is there, kept")
+        elif main(line):
             raise ValueError(f"step {number} ({why}) failed; see the message above")
     seconds = units.human_seconds(time.monotonic() - begin)
-    log.say(f"\n{root}/report.html is the report; the demo took {seconds}")
+    log.say(
+        f"\n{root}/report.html is the report, {root}/stories.html that of stories260K; the demo "
+        f"took {seconds}"
+    )

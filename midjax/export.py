@@ -4,23 +4,31 @@
 params + tokenizer folder + lineage --run--> output/  config.json  model.safetensors
                                                       generation_config.json  tokenizer files
                                                       README.md (the model card)
-                             then: load it back, compare its logits on text
+                  then: read every tensor back, compare logits on text
+
+Host memory holds some pieces of a tensor, however large the model; it stays on its devices.
 """
 
 import dataclasses
-import importlib.util
+import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import tokenizers
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
-from midjax import files
-from midjax.model import architecture, folding, hf, transformer
+from midjax import export_check, files
+from midjax.model import (
+    architecture,
+    folding,
+    hf,
+    hf_check,
+    hf_generation,
+    sharding,
+    transformer,
+)
 
 # Prose, code and maths, so that most kinds of token occur.
 PROMPT = """\
@@ -53,6 +61,7 @@ class Export:
       output: the folder to write.
       tokenizer: folder with tokenizer.json and tokenizer_config.json; copied.
       dtype: of the saved tensors: "float32" or "bfloat16".
+      mesh: devices that hold the parameters; the model need not fit one of them.
     """
 
     run: str
@@ -60,6 +69,7 @@ class Export:
     output: str
     tokenizer: str
     dtype: architecture.Dtype
+    mesh: sharding.Mesh
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16"):
@@ -75,14 +85,21 @@ class ExportResult:
     Attributes:
       folder: the Hugging Face folder.
       written: names of the files in it.
-      compared_with: who loaded the folder back, e.g. "transformers 5.23.0" or "midjax".
+      token_ids_from: the folder whose token ids and settings for generation these are, or
+        "the tokenizer".
+      compared_tensors: how many were read back and are the parameters, rounded, bit for bit: all.
+      compared_with, not_compared: who computed the logits, e.g. "transformers 5.23.0", and why it
+        was not transformers; see `export_check.Compared`.
       max_difference: largest absolute difference of a logit.
       compared_tokens: tokens of the text compared.
     """
 
     folder: str
     written: tuple[str, ...]
+    token_ids_from: str
+    compared_tensors: int
     compared_with: str
+    not_compared: str | None
     max_difference: float
     compared_tokens: int
 
@@ -91,12 +108,14 @@ def check(
     config: Export,
     model_config: architecture.TransformerConfig,
     *,
+    said: hf_generation.Said | None = None,
     tokenizer_hash: str | None = None,
 ) -> tuple[tokenizers.Tokenizer, dict[str, int | None]]:
     """All that can be known before the parameters are read.
 
     Args:
       config, model_config: what is exported.
+      said: what the model's first folder said of generation, if it is known.
       tokenizer_hash: of the tokenizer that the model was trained with, as its checkpoint says;
         None where that is not known, which leaves only the vocabulary's size to compare.
 
@@ -105,7 +124,7 @@ def check(
 
     Raises:
       FileNotFoundError: the tokenizer folder lacks a file.
-      ValueError: it is not the model's tokenizer.
+      ValueError: it is not the model's tokenizer, or has no token of an id that `said` has.
     """
     folder, vocab_size = config.tokenizer, model_config.vocab_size
     for name in _TOKENIZER_NEEDS:
@@ -139,6 +158,10 @@ def check(
         token = settings.get(f"{name}_token")
         content = token["content"] if isinstance(token, dict) else token
         ids[name] = None if content is None else tokenizer.token_to_id(content)
+    if said is not None:
+        hf_generation.check(
+            said, lambda id_: 0 <= id_ < vocab_size and tokenizer.id_to_token(id_) is not None
+        )
     return tokenizer, ids
 
 
@@ -152,37 +175,21 @@ def prompt_ids(
     return np.asarray([ids[:most_tokens]], np.int32)
 
 
-def _logits(
-    config: architecture.TransformerConfig, params: Any, tokens_BT: Int[np.ndarray, "B T"]
-) -> Float[np.ndarray, "B T V"]:
-    """In float32 throughout."""
-    exact = dataclasses.replace(config, param_dtype="float32", compute_dtype="float32")
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
-    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-    apply = jax.jit(transformer.apply, static_argnums=0)
-    with jax.default_matmul_precision("float32"):
-        return np.asarray(
-            apply(exact, params, tokens_BT, jnp.ones_like(positions_BT), positions_BT)
-        )
+def _for_generation(
+    said: hf_generation.Said | None, ids: Mapping[str, int | None]
+) -> tuple[dict[str, Any], bytes]:
+    """Token ids for config.json, and generation_config.json.
 
-
-def _read_back(
-    folder: str, tokens_BT: Int[np.ndarray, "B T"]
-) -> tuple[str, Float[np.ndarray, "B T V"]]:
-    """Who read the folder, and the logits it computed in float32."""
-    if all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
-        import torch
-        import transformers
-
-        transformers.utils.logging.disable_progress_bar()
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, attn_implementation="eager"
-        ).float()
-        with torch.no_grad():
-            found = model(torch.from_numpy(tokens_BT.astype(np.int64))).logits
-        return f"transformers {transformers.__version__}", found.numpy()
-    config, params = hf.load(folder)
-    return "midjax", _logits(config, params, tokens_BT)
+    What the source said counts; where it is silent, or not known, the tokenizer.
+    """
+    own = {f"{name}_token_id": number for name, number in ids.items()}
+    heard = dict(said.ids) if said is not None else {}
+    in_config = own | {"pad_token_id": None} | heard
+    if said is not None and said.generation is not None:
+        return in_config, said.generation
+    given = {key: value for key, value in (own | heard).items() if value is not None}
+    made = json.dumps({"_from_model_config": True, **given}, indent=1) + "\n"
+    return in_config, made.encode()
 
 
 def _bullets(value: Any, depth: int = 0) -> list[str]:
@@ -269,52 +276,57 @@ def run(
     params: transformer.Params,
     lineage: Mapping[str, Any],
     *,
+    said: hf_generation.Said | None = None,
     tokenizer_hash: str | None = None,
     token_ids: Int[np.ndarray, "B T"] | None = None,
 ) -> ExportResult:
-    """Writes the folder, loads it back and compares logits.
+    """Writes the folder, reads it back, and compares numbers and logits.
 
     Args:
       config: where to and how.
-      model_config, params: the model; no optimizer state.
+      model_config, params: the model, on `config.mesh`; no optimizer state.
       lineage: for the model card; see `model_card`.
-      tokenizer_hash: see `check`.
+      said, tokenizer_hash: see `check`.
       token_ids: text to compare on; `PROMPT` if None.
 
     Raises:
       FileNotFoundError: the tokenizer folder lacks a file.
       ValueError: the tokenizer does not fit the model, or the shape can't be exported.
-      RuntimeError: the folder, loaded back, computes something else.
+      RuntimeError: the folder, read back, holds or computes something else.
     """
-    tokenizer, ids = check(config, model_config, tokenizer_hash=tokenizer_hash)
+    tokenizer, ids = check(config, model_config, said=said, tokenizer_hash=tokenizer_hash)
     model_config, params = folding.fold(model_config, params)
-    hf.save(config.output, model_config, params, config.dtype, bos_id=ids["bos"], eos_id=ids["eos"])
+    in_config, generation = _for_generation(said, ids)
+    hf.save(config.output, model_config, params, config.dtype, ids=in_config)
     target = files.path(config.output)
-    generation = {f"{name}_token_id": number for name, number in ids.items() if number is not None}
-    files.write_json(target / "generation_config.json", {"_from_model_config": True, **generation})
+    files.write_bytes(target / hf_generation.GENERATION, generation)
     for name in (*_TOKENIZER_NEEDS, *_TOKENIZER_MAY):
         source = files.path(config.tokenizer) / name
         if source.exists():
             files.write_bytes(target / name, source.read_bytes())
     files.write_text(target / "README.md", model_card(config, model_config, lineage))
 
+    tensors = hf_check.same_bits(config.output, model_config, params, config.dtype)
     if token_ids is None:
         most = min(model_config.context_tokens, _MOST_TOKENS)
         token_ids = prompt_ids(tokenizer, ids["bos"], most)
-    # What the folder holds is the parameters rounded to the export's dtype.
-    rounded = jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(config.dtype), params)
-    want = _logits(model_config, rounded, token_ids)
-    reader, found = _read_back(config.output, token_ids)
-    difference = float(np.abs(want - found).max())
-    if not difference <= _TOLERANCE:
+    mesh = sharding.make(config.mesh)
+    compared = export_check.logits(
+        config.output, model_config, params, config.dtype, token_ids, mesh
+    )
+    if not compared.difference <= _TOLERANCE:
         raise RuntimeError(
-            f"{config.output}, loaded back with {reader}, computes other logits: the largest "
-            f"difference is {difference:.3g}, allowed is {_TOLERANCE}. Do not use the folder."
+            f"{config.output}, read back with {compared.reader}, computes other logits: the "
+            f"largest difference is {compared.difference:.3g}, allowed is {_TOLERANCE}. Do not use "
+            "the folder."
         )
     return ExportResult(
         folder=config.output,
         written=tuple(sorted(p.name for p in target.iterdir())),
-        compared_with=reader,
-        max_difference=difference,
+        token_ids_from="the tokenizer" if said is None else said.place,
+        compared_tensors=tensors,
+        compared_with=compared.reader,
+        not_compared=compared.why_not,
+        max_difference=compared.difference,
         compared_tokens=int(token_ids.size),
     )

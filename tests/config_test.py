@@ -12,6 +12,7 @@ import pytest
 import tiny_run as tiny
 
 from midjax import config, export
+from midjax.model import sharding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -476,7 +477,14 @@ def test_the_folder_of_another_verb_is_not_resumed(tmp_path):
     config.save(tiny.train(tmp_path), tmp_path)
     with pytest.raises(config.ConfigError, match="written by `midjax train`, not by `midjax exp"):
         config.guard_resume(
-            export.Export(run="a", step=None, output="b", tokenizer="c", dtype="float32"),
+            export.Export(
+                run="a",
+                step=None,
+                output="b",
+                tokenizer="c",
+                dtype="float32",
+                mesh=sharding.Mesh(data=1, fsdp=1, tensor=1),
+            ),
             tmp_path,
             (),
         )

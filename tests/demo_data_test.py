@@ -46,7 +46,7 @@ def _readme_table() -> dict[str, list[str]]:
     rows = {}
     for line in (FOLDER / "README.md").read_text("utf-8").split("\n"):
         cells = [cell.strip().strip("`") for cell in line.strip("|").split("|")]
-        if re.fullmatch(r"\S+\.jsonl\.gz|tokenizer/\S+\.json", cells[0]):
+        if re.fullmatch(r"\S+\.jsonl\.gz|tokenizer/\S+\.json|stories260K/\S+\.bin", cells[0]):
             rows[cells[0]] = cells[1:]
     return rows
 
@@ -63,13 +63,21 @@ def _long_lines(text: str) -> set[str]:
 
 def test_readme_lists_every_data_file():
     data = {path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.gz")}
-    data |= {path.relative_to(FOLDER).as_posix() for path in (FOLDER / "tokenizer").iterdir()}
+    for folder in ("tokenizer", "stories260K"):
+        data |= {path.relative_to(FOLDER).as_posix() for path in (FOLDER / folder).iterdir()}
     assert set(_readme_table()) == data
     assert set(FILES) <= data
 
 
 @pytest.mark.parametrize(
-    "name", [*FILES, "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"]
+    "name",
+    [
+        *FILES,
+        "tokenizer/tokenizer.json",
+        "tokenizer/tokenizer_config.json",
+        "stories260K/stories260K.bin",
+        "stories260K/tok512.bin",
+    ],
 )
 def test_file_is_the_one_the_readme_describes(name):
     documents, text_bytes, size, sha256, licence = _readme_table()[name]
@@ -163,6 +171,7 @@ def test_licences_are_kept():
         assert f"\n{package_and_version}\n" in notices
         assert "MIT" in licence or "BSD" in licence
     assert "\nGSM8K\n" in notices and "Copyright (c) 2021 OpenAI" in notices
+    assert "\nstories260K\n" in notices and "Copyright (c) 2023 Andrej" in notices
 
 
 def test_tokenizer_specials():

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo's list of commands: every recipe loads, and each step finds what it needs."""
 
+import imported
 import pytest
 
 from midjax import config, demo
+from midjax.importing import llama2c
 
 
 def loaded():
@@ -20,7 +22,11 @@ def test_every_step_reads_what_an_earlier_step_wrote():
         assert place in written, place
 
     for verb, root in loaded():
-        if verb == "tokenize":
+        if verb == "import":
+            written |= {root.output, f"{root.output}/tokenizer"}
+        elif verb == "tokenize":
+            if root.tokenizer.startswith(demo.OUTPUT):
+                needs(root.tokenizer)
             written |= {f"{root.output}/{name}" for name in root.sources}
         elif verb == "train":
             for source in root.data.sources.values():
@@ -39,7 +45,8 @@ def test_every_step_reads_what_an_earlier_step_wrote():
         else:
             for _, place in (*root.runs, *root.columns):
                 needs(place)
-            needs(root.export)
+            if root.export:
+                needs(root.export)
 
 
 def test_the_control_differs_from_mid_training_in_its_data_only():
@@ -67,6 +74,10 @@ def test_the_demo_is_what_it_claims():
     yarn = runs["extend"].model.rope.scaling
     assert yarn.kind == "yarn" and yarn.factor == 4
     assert runs["extend"].data.row_tokens == 4 * runs["midtrain"].data.row_tokens
+    stories = runs["stories"]
+    assert stories.start.kind == "weights" and stories.total_steps == 60
+    path, tokenizer = (str(imported.STORIES / name) for name in ("stories260K.bin", "tok512.bin"))
+    assert stories.model == llama2c.Llama2c(path=path, tokenizer=tokenizer).open(None).model
 
 
 def test_a_failing_step_stops_the_demo_and_is_named(tmp_path, monkeypatch):
@@ -80,6 +91,26 @@ def test_a_failing_step_stops_the_demo_and_is_named(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"step 2 \(pretrain.*failed"):
         demo.run([], main)
     assert lines == ["tokenize", "train"]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_an_import_is_kept_or_done_anew(tmp_path, monkeypatch, finished):
+    """An import refuses a folder that holds checkpoints; an interrupted one has left some."""
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / demo.STORIES
+    (place / "checkpoints" / "0").mkdir(parents=True)
+    if finished:
+        (place / "model.gin").touch()
+    verbs = []
+
+    def main(line):
+        verbs.append(line[0])
+        if line[0] == "import":
+            assert not place.exists()
+        return 0
+
+    demo.run([], main)
+    assert ("import" in verbs) is not finished and place.exists() is finished
 
 
 def test_fresh_starts_over(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The verb `export`: the folder, its check, its model card, and its refusals."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -11,8 +12,8 @@ import pytest
 import tiny_model
 import tokenizers
 
-from midjax import export
-from midjax.model import hf
+from midjax import export, export_check
+from midjax.model import hf, hf_generation, hf_rows, rope, sharding
 
 SPECIAL = ["<bos>", "<eos>", "<pad>"]
 LINEAGE = {
@@ -61,6 +62,7 @@ def config_of(tmp_path, tokenizer, **kwargs):
         "output": str(tmp_path / "out"),
         "tokenizer": str(tokenizer),
         "dtype": "float32",
+        "mesh": sharding.Mesh(data=1, fsdp=1, tensor=1),
     }
     return export.Export(**(given | kwargs))
 
@@ -78,6 +80,8 @@ def test_transformers_reads_the_folder(tmp_path, tokenizer, dtype, kind):
     wanted = config_of(tmp_path, tokenizer, dtype=dtype)
     result = export.run(wanted, config, params, LINEAGE)
     assert result.compared_with == f"transformers {transformers.__version__}"
+    assert result.not_compared is None and result.token_ids_from == "the tokenizer"
+    assert result.compared_tensors == 2 + 9 * config.layers
     assert result.max_difference < 2e-5
     assert result.compared_tokens > 50
     assert set(result.written) == {
@@ -98,20 +102,93 @@ def test_transformers_reads_the_folder(tmp_path, tokenizer, dtype, kind):
 
 
 def without_torch(monkeypatch):
-    found = export.importlib.util.find_spec
+    found = export_check.importlib.util.find_spec
     monkeypatch.setattr(
-        export.importlib.util, "find_spec", lambda name: None if name == "torch" else found(name)
+        export_check.importlib.util,
+        "find_spec",
+        lambda name: None if name == "torch" else found(name),
     )
 
 
-def test_our_own_importer_where_torch_is_absent(tmp_path, tokenizer, monkeypatch):
+def test_our_own_reader_where_torch_is_absent(tmp_path, tokenizer, monkeypatch):
     without_torch(monkeypatch)
     config, params = model(compute_dtype="bfloat16")
     tokens = np.arange(24, dtype=np.int32).reshape(2, 12)
     wanted = config_of(tmp_path, tokenizer, dtype="bfloat16")
     result = export.run(wanted, config, params, {}, token_ids=tokens)
     assert (result.compared_with, result.compared_tokens) == ("midjax", 24)
-    assert result.max_difference == 0
+    assert result.not_compared == "PyTorch and transformers are not installed"
+    assert result.max_difference == 0 and result.compared_tensors == 3 + 9 * config.layers
+
+
+# As Llama 3.1 Instruct has them: three ways to end, and no key for padding in config.json.
+LISTED = {"bos_token_id": 0, "eos_token_id": [1, 7, 9]}
+GENERATION = {
+    "bos_token_id": 0, "eos_token_id": [1, 7, 9], "pad_token_id": 2, "do_sample": True,
+    "temperature": 0.6, "top_p": 0.9, "transformers_version": "4.42.3",
+}  # fmt: skip
+
+
+def said(tmp_path, ids=LISTED, generation=GENERATION) -> hf_generation.Said:
+    folder = tmp_path / "theirs"
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", **ids}))
+    if generation is not None:
+        # Another layout than ours: what is kept is kept byte for byte.
+        (folder / "generation_config.json").write_text(json.dumps(generation, indent=3))
+    return hf_generation.read(str(folder))
+
+
+def test_what_the_source_said_of_generation_is_kept(tmp_path, tokenizer, monkeypatch):
+    without_torch(monkeypatch)
+    config, params = model()
+    source = said(tmp_path)
+    result = export.run(config_of(tmp_path, tokenizer), config, params, {}, said=source)
+    assert result.token_ids_from == str(tmp_path / "theirs")
+    out = pathlib.Path(result.folder)
+    assert (out / "generation_config.json").read_bytes() == source.generation
+    written = json.loads((out / "config.json").read_text())
+    assert {key: written[key] for key in hf_generation.IDS} == LISTED | {"pad_token_id": None}
+    again = export.run(
+        config_of(tmp_path, tokenizer, output=str(tmp_path / "again")), config, params, {},
+        said=hf_generation.read(result.folder),
+    )  # fmt: skip
+    for name in ("config.json", "generation_config.json", "model.safetensors"):
+        assert (out / name).read_bytes() == pathlib.Path(again.folder, name).read_bytes(), name
+
+    transformers = pytest.importorskip("transformers")
+    want, found = (
+        transformers.GenerationConfig.from_pretrained(str(folder))
+        for folder in (tmp_path / "theirs", out)
+    )
+    assert found.to_dict() == want.to_dict()
+    assert (found.eos_token_id, found.pad_token_id, found.temperature) == ([1, 7, 9], 2, 0.6)
+    assert transformers.AutoConfig.from_pretrained(str(out)).eos_token_id == [1, 7, 9]
+
+
+def test_a_source_without_settings_has_its_ids_kept(tmp_path, tokenizer, monkeypatch):
+    without_torch(monkeypatch)
+    config, params = model()
+    source = said(tmp_path, {"eos_token_id": [1, 4], "pad_token_id": 5}, None)
+    export.run(config_of(tmp_path, tokenizer), config, params, {}, said=source)
+    found = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert found == {
+        "_from_model_config": True, "bos_token_id": 0, "eos_token_id": [1, 4], "pad_token_id": 5,
+    }  # fmt: skip
+
+
+def test_ids_that_the_tokenizer_has_not(tmp_path, tokenizer):
+    config, params = model()
+    for source, where in (
+        (said(tmp_path, {"eos_token_id": [1, 300]}), r"config\.json: eos_token_id is 300"),
+        (
+            said(tmp_path, generation=GENERATION | {"pad_token_id": -1}),
+            r"theirs/generation_config\.json: pad_token_id is -1",
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"{where}, and the tokenizer has no such token"):
+            export.run(config_of(tmp_path, tokenizer), config, params, {}, said=source)
+    assert not (tmp_path / "out").exists()
 
 
 def test_export_import_export_is_bit_identical(tmp_path, tokenizer, monkeypatch):
@@ -130,18 +207,37 @@ def test_export_import_export_is_bit_identical(tmp_path, tokenizer, monkeypatch)
         assert pair[0] == pair[1], name
 
 
-def test_a_folder_that_computes_something_else_is_an_error(tmp_path, tokenizer, monkeypatch):
+def test_a_folder_that_holds_something_else_is_an_error(tmp_path, tokenizer, monkeypatch):
     """As if the head sizes of wq had been written interleaved."""
-    without_torch(monkeypatch)
+    ours = hf_rows.theirs
+
+    def wrong(tensor, params):
+        for piece in ours(tensor, params):
+            yield np.flip(piece, 0) if "q_proj" in tensor.name else piece
+
+    monkeypatch.setattr(hf_rows, "theirs", wrong)
     config, params = model()
-    load = hf.load
+    with pytest.raises(
+        RuntimeError, match=r"layers\.0\.self_attn\.q_proj\.weight, read back, is not"
+    ):
+        export.run(config_of(tmp_path, tokenizer), config, params, {})
 
-    def wrong(folder):
-        found, tree = load(folder)
-        tree["layers"]["wq"] = np.flip(tree["layers"]["wq"], -1)
-        return found, tree
 
-    monkeypatch.setattr(hf, "load", wrong)
+@pytest.mark.parametrize("torch", [True, False])
+def test_a_folder_that_computes_something_else_is_an_error(tmp_path, tokenizer, monkeypatch, torch):
+    """The right numbers under a config.json of another rotary embedding."""
+    if torch:
+        pytest.importorskip("torch")
+    else:
+        without_torch(monkeypatch)
+    ours = hf.config_to_hf
+
+    def wrong(config, **kwargs):
+        turned = rope.Rope(theta=500.0, scaling=rope.RopeScaling(kind="none"))
+        return ours(dataclasses.replace(config, rope=turned), **kwargs)
+
+    monkeypatch.setattr(hf, "config_to_hf", wrong)
+    config, params = model()
     with pytest.raises(RuntimeError, match="computes other logits"):
         export.run(config_of(tmp_path, tokenizer), config, params, {})
 

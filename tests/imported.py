@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Foreign checkpoints that tests import: the real ones in tests/data, and how to bring them in."""
+"""Foreign checkpoints that tests import: the real ones, and how to bring them in."""
 
 import json
 import pathlib
@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from midjax import checkpoint
+from midjax import checkpoint, demo_data
 from midjax.batches import batch
 from midjax.importing import llama2c, maxtext, maxtext_schedule, recipe
 from midjax.model import architecture, rope, sharding, transformer
 from midjax.train import optimizer
 
 DATA = pathlib.Path(__file__).parent / "data"
+STORIES = pathlib.Path(demo_data.__file__).parent / "stories260K"
 MESH = sharding.Mesh(data=1, fsdp=1, tensor=1)
 PLAIN = rope.Rope(theta=10000.0, scaling=rope.RopeScaling(kind="none"))
 
@@ -81,8 +82,8 @@ def maxtext_source(**kwargs) -> maxtext.MaxText:
 
 def stories_source(**kwargs) -> llama2c.Llama2c:
     given = {
-        "path": str(DATA / "stories260K" / "stories260K.bin"),
-        "tokenizer": str(DATA / "stories260K" / "tok512.bin"),
+        "path": str(STORIES / "stories260K.bin"),
+        "tokenizer": str(STORIES / "tok512.bin"),
     }
     return llama2c.Llama2c(**(given | kwargs))
 

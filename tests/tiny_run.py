@@ -10,7 +10,8 @@ from midjax import checkpoint
 from midjax.batches import loader, shards
 from midjax.mixture import stages as stages_lib
 from midjax.model import architecture, rope, sharding
-from midjax.train import optimizer, recipe, schedule, start, step
+from midjax.train import optimizer, recipe, start, step
+from midjax.train.schedules import phases
 
 VOCAB, T, B = 64, 16, 8
 
@@ -52,12 +53,12 @@ def adamw(**kwargs) -> optimizer.AdamW:
     return optimizer.AdamW(**(given | kwargs))
 
 
-def wsd(**kwargs) -> schedule.Schedule:
+def wsd(**kwargs) -> phases.Schedule:
     given = {
         "peak_lr": 1e-2, "start_lr": 0.0, "final_lr": 0.0, "warmup_steps": 3,
         "warmup_tokens": None, "decay_steps": 0, "decay_tokens": None, "decay_shape": "linear",
     }  # fmt: skip
-    return schedule.Schedule(**(given | kwargs))
+    return phases.Schedule(**(given | kwargs))
 
 
 def begin(kind: str = "fresh", **kwargs) -> start.Start:

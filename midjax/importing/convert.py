@@ -14,11 +14,11 @@ import numpy as np
 from midjax import checkpoint, files, log, trees, units
 from midjax.importing import fit
 from midjax.importing import foreign as foreign_lib
-from midjax.model import sharding, transformer
+from midjax.model import hf_generation, sharding, transformer
 
 
 def write(foreign: foreign_lib.Foreign, *, output: str, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """Writes `output/checkpoints/<step>`, `output/import.json` and `output/tokenizer/`.
+    """Writes `output/checkpoints/<step>`, `import.json`, `tokenizer/` and `source/`.
 
     Args:
       foreign: the checkpoint.
@@ -46,6 +46,8 @@ def write(foreign: foreign_lib.Foreign, *, output: str, mesh: jax.sharding.Mesh)
             for name in ("adam_count", "schedule_count"):
                 opt_state[name] = jax.device_put(np.int32(getattr(foreign, name)), replicated)
         tokenizer_hash = _write_tokenizer(foreign, output)
+        if foreign.said is not None:
+            hf_generation.keep(foreign.said, output)
         keep = checkpoint.Keep(every_steps=1, last=1, forever_every_steps=None)
         with checkpoint.Store(output, keep) as store:
             facts = _facts(foreign, tokenizer_hash)

@@ -42,7 +42,7 @@ from typing import Any, Literal
 import jax
 
 from midjax import files
-from midjax.model import architecture, transformer
+from midjax.model import architecture, hf_generation, transformer
 
 Moment = Literal["mu", "nu"]
 Shardings = Mapping[str, jax.sharding.Sharding]
@@ -116,6 +116,7 @@ class Foreign:
       schedule_count: position on its learning rate curve.
       lr: rates in force.
       tokenizer: content of a Hugging Face tokenizer's files by name; None where there is none.
+      said: its token ids and settings for generation; None where it has none.
     """
 
     origin: Mapping[str, Any]
@@ -131,6 +132,7 @@ class Foreign:
     schedule_count: int | None = None
     lr: Rate | None = None
     tokenizer: Mapping[str, bytes] | None = None
+    said: hf_generation.Said | None = None
 
     def __post_init__(self) -> None:
         state = (self.adam_count, self.schedule_count, self.lr)

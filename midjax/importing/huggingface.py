@@ -9,7 +9,7 @@ import dataclasses
 
 from midjax import files
 from midjax.importing import foreign
-from midjax.model import architecture, hf
+from midjax.model import architecture, hf, hf_generation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,10 +23,10 @@ class HuggingFace:
     path: str
 
     def open(self, model: architecture.TransformerConfig | None) -> foreign.Foreign:
-        """Reads config.json and the tokenizer.
+        """Reads config.json, generation_config.json and the tokenizer.
 
         Raises:
-          FileNotFoundError, ValueError: see `hf.read_config`.
+          FileNotFoundError, ValueError: see `hf.read_config` and `hf_generation.read`.
           ForeignError: the model that was given contradicts config.json.
         """
         model = foreign.agree(model, hf.read_config(self.path), f"{self.path}/config.json")
@@ -36,4 +36,5 @@ class HuggingFace:
             model=model,
             load=lambda targets: hf.load(self.path, targets=targets)[1],
             tokenizer=foreign.read_tokenizer(self.path) if has_tokenizer else None,
+            said=hf_generation.read(self.path),
         )

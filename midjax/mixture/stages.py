@@ -87,7 +87,11 @@ class Stage:
         """Rows of the ramp, not yet rounded to blocks."""
         if self.ramp_tokens is not None:
             return units.rows_of_tokens(self.ramp_tokens, row_tokens)
-        return round((self.ramp_share or 0) * total_rows)
+        if self.start_share is None:
+            return int((self.ramp_share or 0) * total_rows)
+        # Its end is rounded as the start of a stage is: shares that fit give rows that fit.
+        end = round((self.start_share + (self.ramp_share or 0)) * total_rows)
+        return end - self.start_row(row_tokens, total_rows)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,7 @@
     (config, params) --save--> config.json, *.safetensors --load--> (config, params on a mesh)
 
 `families` says what the tensors are called and what config.json means. On the way in no more than
-one tensor is in host memory (of experts that are split over devices, one device's of one layer),
-on the way out one tensor.
+one tensor is in host memory, on the way out a few pieces of one.
 """
 
 import dataclasses
@@ -15,10 +14,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from midjax import files, log
-from midjax.model import architecture, hf_arrays, tensor_files, transformer
+from midjax.model import architecture, hf_arrays, hf_rows, tensor_files, transformer
 from midjax.model import remat as remat_lib
 from midjax.model.families import registry, table
 
@@ -34,24 +32,25 @@ def config_to_hf(
     config: architecture.TransformerConfig,
     *,
     dtype: architecture.Dtype | None = None,
-    bos_id: int | None = None,
-    eos_id: int | None = None,
+    ids: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of config.json, for the family that `config.family` names.
 
     Args:
       config: the model.
       dtype: of the saved tensors; the parameters' own if None.
-      bos_id, eos_id: written as null if None: left out, transformers would assume 1 and 2.
+      ids: "bos_token_id", "eos_token_id", "pad_token_id": a number, a list or None. What is not
+        given is written as null: left out, transformers would assume 1 and 2.
 
     Raises:
       ValueError: the family has no key for something that the config says.
     """
     dtype = dtype or config.param_dtype
     return table.write(registry.family(config.family), config) | {
-        "bos_token_id": bos_id,
-        "eos_token_id": eos_id,
+        "bos_token_id": None,
+        "eos_token_id": None,
         "pad_token_id": None,
+        **(ids or {}),
         "use_cache": True,
         # The key's name in transformers 4, and in 5.
         "torch_dtype": dtype,
@@ -77,7 +76,7 @@ def config_from_hf(
     Raises:
       ValueError: a model type, flag or rotary embedding that is not supported.
     """
-    own, _ = _language_model(theirs)
+    own, _ = language_model(theirs)
     return table.read(
         registry.family(own.get("model_type")),
         own,
@@ -103,12 +102,12 @@ def read_config(folder: str) -> architecture.TransformerConfig:
         raise FileNotFoundError(f"{folder} holds no config.json: not a Hugging Face folder.")
     theirs = files.read_json(os.path.join(folder, "config.json"))
     # Before anything else: the name says most.
-    registry.family(_language_model(theirs)[0].get("model_type"))
+    registry.family(language_model(theirs)[0].get("model_type"))
     tensor_files.weight_files(folder)
     return config_from_hf(theirs)
 
 
-def _language_model(theirs: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+def language_model(theirs: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
     """The language model's config.json, and the prefix of its tensors."""
     key, prefix = _WRAPPED.get(str(theirs.get("model_type")), ("", ""))
     if key and isinstance(theirs.get(key), dict):
@@ -125,28 +124,29 @@ def save(
     params: transformer.Params,
     dtype: architecture.Dtype,
     *,
-    bos_id: int | None = None,
-    eos_id: int | None = None,
+    ids: Mapping[str, Any] | None = None,
     max_shard_bytes: int = tensor_files.MAX_SHARD_BYTES,
 ) -> None:
-    """Writes config.json and the weights; one tensor at a time is in host memory.
+    """Writes config.json and the weights; a few pieces of a tensor are in host memory.
 
     Args:
       folder: made if missing; weights of another layout in it are refused.
       config, params: the model. Every shard of the parameters must be on this process.
       dtype: of the saved tensors (rounded to nearest even).
-      bos_id, eos_id: token ids for config.json.
+      ids: token ids for config.json; see `config_to_hf`.
       max_shard_bytes: a file holds at most this much.
     """
     if dtype not in tensor_files.NUMPY:
         raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(tensor_files.NUMPY)}.")
     _check_params(config, params)
-    theirs = config_to_hf(config, dtype=dtype, bos_id=bos_id, eos_id=eos_id)
+    theirs = config_to_hf(config, dtype=dtype, ids=ids)
     target = files.path(folder)
     target.mkdir(parents=True, exist_ok=True)
     found = {p.name for p in target.iterdir() if ".safetensors" in p.name}
     named = [
-        tensor_files.Named(tensor.name, tensor.shape, functools.partial(_made, tensor, params))
+        tensor_files.Named(
+            tensor.name, tensor.shape, functools.partial(hf_rows.theirs, tensor, params)
+        )
         for tensor in table.tensors(registry.family(config.family), config)
     ]
     if others := found - {tensor_files.SINGLE}:
@@ -158,23 +158,6 @@ def save(
     if tensor_files.SINGLE not in written:
         (target / tensor_files.SINGLE).unlink(missing_ok=True)
     files.write_json(target / "config.json", theirs)
-
-
-def _made(tensor: table.Tensor, params: transformer.Params) -> np.ndarray:
-    """A tensor of theirs from the parameters."""
-    pieces = []
-    for part in tensor.parts:
-        array = np.asarray(_leaf(params, part.path)[part.index])
-        if part.input_axes:
-            array = array.reshape(part.their_shape[::-1]).T
-        pieces.append(array.reshape(part.their_shape))
-    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-
-
-def _leaf(tree: Any, path: tuple[str, ...]) -> Any:
-    for name in path:
-        tree = tree[name]
-    return tree
 
 
 def _check_params(config: architecture.TransformerConfig, params: transformer.Params) -> None:
@@ -220,7 +203,7 @@ def load(
       ValueError: something in it is not supported or does not fit.
     """
     found = read_config(folder)
-    _, prefix = _language_model(files.read_json(os.path.join(folder, "config.json")))
+    _, prefix = language_model(files.read_json(os.path.join(folder, "config.json")))
     with tensor_files.opened(folder) as whole:
         reader = whole.under(prefix)
         if left := len(whole.names) - len(reader.names):
@@ -237,7 +220,7 @@ def load(
             loss_chunk_tokens=loss_chunk_tokens or found.loss_chunk_tokens,
         )
         tensors = list(table.tensors(registry.family(config.family), config))
-        _check_tensors(config, tensors, reader)
+        check_tensors(config, tensors, reader)
         if targets is None:
             here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
             targets = jax.tree.map(
@@ -247,7 +230,7 @@ def load(
         return config, hf_arrays.filled(tensors, targets, reader)
 
 
-def _check_tensors(
+def check_tensors(
     config: architecture.TransformerConfig,
     tensors: list[table.Tensor],
     reader: tensor_files.Reader,

@@ -14,17 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from midjax.model import tensor_files, transformer
+from midjax.model import sharding, tensor_files, transformer
 from midjax.model.families import table
 
 # Rows are read in pieces of this size, so that a tensor and its conversion are never both whole.
 _PIECE_BYTES = 1 << 25
 
 Index = tuple[slice, ...]
+Key = tuple[tuple[int, int, int], ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Place:
+class Place:
     """Where a part of ours lies: the first row of a tensor of theirs."""
 
     name: str
@@ -36,66 +37,85 @@ def filled(
     tensors: Sequence[table.Tensor], targets: transformer.Params, reader: tensor_files.Reader
 ) -> transformer.Params:
     """Parameters with the shapes, dtypes and shardings of `targets`."""
-    places: dict[tuple[str, ...], list[_Place]] = {}
-    for tensor in tensors:
-        row = 0
-        for part in tensor.parts:
-            places.setdefault(part.path, []).append(_Place(tensor.name, row, part))
-            row += part.their_shape[0]
+    found = places(tensors)
     return jax.tree_util.tree_map_with_path(
-        lambda path, target: _one(places[tuple(key.key for key in path)], target, reader), targets
+        lambda path, target: _one(found[tuple(key.key for key in path)], target, reader), targets
     )
 
 
-def _one(places: list[_Place], target: Any, reader: tensor_files.Reader) -> jax.Array:
-    """One of our arrays, stacked over its parts."""
-    first = places[0].part
-    if not first.index:
-        return _on_devices(target, lambda indices: _slices(places[0], indices, target, reader))
-    by_index = {place.part.index: place for place in places}
-    # Parts that one device holds whole are put in one by one; where the experts themselves are
-    # split, each device gets its own experts of a layer.
-    fixed = len(first.index) if not _splits(target, len(first.index)) else 1
+def places(tensors: Sequence[table.Tensor]) -> dict[tuple[str, ...], list[Place]]:
+    """Path of each of our arrays -> where its parts lie."""
+    found: dict[tuple[str, ...], list[Place]] = {}
+    for tensor in tensors:
+        row = 0
+        for part in tensor.parts:
+            found.setdefault(part.path, []).append(Place(tensor.name, row, part))
+            row += part.their_shape[0]
+    return found
 
-    def put(stack: jax.Array, part: jax.Array, index: tuple[Any, ...]) -> jax.Array:
-        whole = part.reshape((1,) * fixed + part.shape)
-        return jax.lax.dynamic_update_slice(stack, whole, (*index, *(0,) * (stack.ndim - fixed)))
+
+def _one(parts: list[Place], target: Any, reader: tensor_files.Reader) -> jax.Array:
+    """One of our arrays, stacked over its parts."""
+    first, dtype = parts[0].part, target.dtype
+    if not first.index:
+        return _on_devices(target, lambda indices: slices(parts[0], indices, dtype, reader))
+    axes = len(first.index)
+    by_index = {place.part.index: place for place in parts}
+    if _splits(target, axes):
+        with sharding.no_mesh():
+            return _by_device(by_index, axes, target, reader)
 
     def empty() -> jax.Array:
-        return jnp.zeros(target.shape, target.dtype)
+        return jnp.zeros(target.shape, dtype)
 
-    jitted = jax.jit(put, donate_argnums=0, out_shardings=target.sharding)
+    put = jax.jit(_put, donate_argnums=0, out_shardings=target.sharding)
     stack = jax.jit(empty, out_shardings=target.sharding)()
-    for index in sorted({index[:fixed] for index in by_index}):
+    for index, place in sorted(by_index.items()):
 
-        def make(indices: list[Index], index: tuple[int, ...] = index) -> list[np.ndarray]:
-            if fixed == len(first.index):
-                return _slices(by_index[index], indices, target, reader)
-            return [_experts(by_index, index, one, target, reader) for one in indices]
+        def make(indices: list[Index], place: Place = place) -> list[np.ndarray]:
+            return slices(place, indices, dtype, reader)
 
-        part = _on_devices(_inner(target, fixed), make)
-        stack = jitted(stack, part, tuple(np.int32(i) for i in index))
+        part = _on_devices(_inner(target, axes), make)
+        stack = put(stack, part, tuple(np.int32(i) for i in index))
         # Otherwise the host would run ahead and hold many parts at a time.
         stack.block_until_ready()
     return stack
 
 
-def _experts(
-    by_index: dict[tuple[int, ...], _Place],
-    layer: tuple[int, ...],
-    index: Index,
-    target: Any,
-    reader: tensor_files.Reader,
-) -> np.ndarray:
-    """A device's experts of a layer."""
-    experts = range(*index[0].indices(target.shape[1]))
-    out: np.ndarray | None = None
-    for at, expert in enumerate(experts):
-        (found,) = _slices(by_index[(*layer, expert)], [index[1:]], target, reader)
-        out = np.empty((len(experts), *found.shape), found.dtype) if out is None else out
-        out[at] = found
-    assert out is not None
-    return out
+def _put(stack: jax.Array, part: jax.Array, index: tuple[Any, ...]) -> jax.Array:
+    whole = part.reshape((1,) * len(index) + part.shape)
+    return jax.lax.dynamic_update_slice(stack, whole, (*index, *(0,) * part.ndim))
+
+
+def _by_device(
+    by_index: dict[tuple[int, ...], Place], axes: int, target: Any, reader: tensor_files.Reader
+) -> jax.Array:
+    """An array whose experts are split: each device's share is filled there, expert by expert."""
+    held = target.sharding.addressable_devices_indices_map(target.shape)
+    share = target.sharding.shard_shape(target.shape)
+    put = jax.jit(_put, donate_argnums=0)
+    stacks = {
+        device: jnp.zeros(share, target.dtype, device=jax.sharding.SingleDeviceSharding(device))
+        for device in held
+    }
+    for index, place in sorted(by_index.items()):
+        wanted: dict[Any, tuple[tuple[np.int32, ...], Key]] = {}
+        distinct: dict[Key, Index] = {}
+        for device, of_all in held.items():
+            key = _key(of_all, target.shape)
+            if all(low <= i < high for i, (low, high, _) in zip(index, key[:axes], strict=True)):
+                local = tuple(np.int32(i - low) for i, (low, _, _) in zip(index, key, strict=False))
+                wanted[device] = local, key[axes:]
+                distinct[key[axes:]] = of_all[axes:]
+        found = slices(place, list(distinct.values()), target.dtype, reader)
+        made = dict(zip(distinct, found, strict=True))
+        for device, (local, key) in wanted.items():
+            stacks[device] = put(stacks[device], jax.device_put(made[key], device), local)
+        jax.block_until_ready([stacks[device] for device in wanted])
+        del found, made  # before the next one is read
+    return jax.make_array_from_single_device_arrays(
+        target.shape, target.sharding, list(stacks.values())
+    )
 
 
 def _splits(target: Any, axes: int) -> bool:
@@ -106,20 +126,17 @@ def _splits(target: Any, axes: int) -> bool:
 
 def _inner(target: Any, axes: int) -> Any:
     """The target without its first axes, which are not split."""
-    sharding = target.sharding
-    if isinstance(sharding, jax.sharding.NamedSharding):
-        spec = jax.sharding.PartitionSpec(*tuple(sharding.spec)[axes:])
-        sharding = jax.sharding.NamedSharding(sharding.mesh, spec)
-    return jax.ShapeDtypeStruct(target.shape[axes:], target.dtype, sharding=sharding)
+    place = target.sharding
+    if isinstance(place, jax.sharding.NamedSharding):
+        spec = jax.sharding.PartitionSpec(*tuple(place.spec)[axes:])
+        place = jax.sharding.NamedSharding(place.mesh, spec)
+    return jax.ShapeDtypeStruct(target.shape[axes:], target.dtype, sharding=place)
 
 
 def _on_devices(target: Any, make: Callable[[list[Index]], list[np.ndarray]]) -> jax.Array:
     """An array of slices that are made together, each once however many devices hold it."""
     held = target.sharding.addressable_devices_indices_map(target.shape)
-    keys = {
-        device: tuple(s.indices(n) for s, n in zip(index, target.shape, strict=True))
-        for device, index in held.items()
-    }
+    keys = {device: _key(index, target.shape) for device, index in held.items()}
     distinct = {keys[device]: index for device, index in held.items()}
     made = dict(zip(distinct, make(list(distinct.values())), strict=True))
     arrays = [jax.device_put(made[keys[device]], device) for device in held]
@@ -127,15 +144,20 @@ def _on_devices(target: Any, make: Callable[[list[Index]], list[np.ndarray]]) ->
     return jax.make_array_from_single_device_arrays(target.shape, target.sharding, arrays)
 
 
-def _slices(
-    place: _Place, indices: Sequence[Index], target: Any, reader: tensor_files.Reader
+def _key(index: Index, shape: tuple[int, ...]) -> Key:
+    """A slice as something to look up."""
+    return tuple(s.indices(n) for s, n in zip(index, shape, strict=True))
+
+
+def slices(
+    place: Place, indices: Sequence[Index], dtype: Any, reader: tensor_files.Reader
 ) -> list[np.ndarray]:
-    """Slices of one part, in the target's dtype; every row that any of them needs is read once."""
+    """Slices of one part, in a dtype; every row that any of them needs is read once."""
     part = place.part
     ranges = [
         [range(*s.indices(n)) for s, n in zip(index, part.shape, strict=True)] for index in indices
     ]
-    out = [np.empty([len(r) for r in each], target.dtype) for each in ranges]
+    out = [np.empty([len(r) for r in each], dtype) for each in ranges]
     if not part.input_axes and part.path != ("embed",):  # vectors, which are flat there
         whole = reader.rows(place.name, place.first_row, place.first_row + part.their_shape[0])
         for array, index in zip(out, indices, strict=True):

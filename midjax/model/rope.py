@@ -32,12 +32,9 @@ import dataclasses
 import math
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Int
-
-from midjax.model import sharding
+from jaxtyping import Array, Float, Float32, Int
 
 Kind = Literal["none", "pi", "ntk", "dynamic_ntk", "ntk_by_parts", "yarn", "longrope", "llama3"]
 
@@ -300,40 +297,6 @@ def needs_lengths(rope: Rope) -> bool:
     return rope.scaling.kind in ("dynamic_ntk", "longrope")
 
 
-def document_lengths(
-    segments_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"]
-) -> Int[Array, "B T"]:
-    """Tokens of the piece of a document that each token is in: its last position + 1.
-
-    Args:
-      segments_BT: 1.. per document, each in one run; 0 is padding.
-      positions_BT: position within the document; of padding any number.
-
-    Returns:
-      Lengths in tokens; 0 for padding.
-    """
-    # Whole rows everywhere: scans over a split length cost a hundred small messages.
-    segments_BT = sharding.constrain(segments_BT, ("batch", None))
-    positions_BT = sharding.constrain(positions_BT, ("batch", None))
-    # Two scans over runs, as pairs (a run starts here, the largest position so far): one gathers
-    # the maximum at a run's end, the other carries it back to all of the run.
-    Pair = tuple[Bool[Array, "B T"], Int[Array, "B T"]]
-
-    def later(one: Pair, other: Pair) -> Pair:
-        starts_BT, largest_BT = other
-        largest_BT = jnp.where(starts_BT, largest_BT, jnp.maximum(one[1], largest_BT))
-        return one[0] | starts_BT, largest_BT
-
-    changes = segments_BT[:, 1:] != segments_BT[:, :-1]
-    edge = jnp.ones_like(segments_BT[:, :1], bool)
-    first_BT = jnp.concatenate([edge, changes], axis=1)
-    last_BT = jnp.concatenate([changes, edge], axis=1)
-    _, largest_BT = jax.lax.associative_scan(later, (first_BT, positions_BT), axis=1)
-    _, largest_BT = jax.lax.associative_scan(later, (last_BT, largest_BT), axis=1, reverse=True)
-    lengths_BT = jnp.where(segments_BT == 0, 0, largest_BT + 1)
-    return sharding.constrain(lengths_BT, ("batch", None))
-
-
 def _dynamic_freqs(
     rope: Rope, head_dim: int, lengths_BT: Int[Array, "B T"]
 ) -> Float32[Array, "B T 1 R"]:
@@ -367,7 +330,7 @@ def angles(
       rope: the rotary embedding.
       head_dim: H.
       positions_BT: position within the document.
-      lengths_BT: `document_lengths`; may be None where `needs_lengths` is false, and is not read.
+      lengths_BT: `documents.lengths`; may be None where `needs_lengths` is false, and is not read.
 
     Raises:
       ValueError: lengths are needed and missing.
@@ -379,7 +342,7 @@ def angles(
         if lengths_BT is None:
             raise ValueError(
                 f"RopeScaling of kind {rope.scaling.kind!r} depends on the length of the document: "
-                "rope.angles needs lengths_BT; rope.document_lengths makes it."
+                "rope.angles needs lengths_BT; documents.lengths makes it."
             )
         original = rope.scaling.original_context_tokens
         assert original is not None

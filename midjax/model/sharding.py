@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "context", "expert", "tensor")
@@ -100,6 +101,11 @@ def make(mesh: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.shardin
         axis_types=(AxisType.Auto,) * len(MESH_AXES),
         devices=devices,
     )
+
+
+def no_mesh() -> Any:
+    """A context for work on single devices: under `jax.set_mesh` JAX refuses it."""
+    return jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ()))
 
 
 def spec(

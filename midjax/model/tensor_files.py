@@ -192,11 +192,16 @@ def weight_files(folder: str) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """A tensor to be written: what its header says, and how to make its numbers when it is due."""
+    """A tensor to be written.
+
+    Attributes:
+      name, shape: what its header says.
+      make: makes its numbers when it is due: pieces along the first axis, in order.
+    """
 
     name: str
     shape: tuple[int, ...]
-    make: Callable[[], np.ndarray]
+    make: Callable[[], Iterable[np.ndarray]]
 
 
 def write_shards(
@@ -206,7 +211,7 @@ def write_shards(
     *,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> list[str]:
-    """Writes tensors in files of at most `max_shard_bytes`, one tensor in memory at a time.
+    """Writes tensors in files of at most `max_shard_bytes`, one piece in memory at a time.
 
     One file is called model.safetensors; more are numbered and have an index, as transformers
     writes them. Files appear under their names when they are whole, the index last.
@@ -266,7 +271,10 @@ def _write_tensors(file: BinaryIO, tensors: Sequence[Named], dtype: str) -> None
     text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8 bytes
     file.write(struct.pack("<Q", len(text)) + text)
     for tensor in tensors:
-        array = tensor.make()
-        assert array.shape == tensor.shape, (tensor.name, array.shape, tensor.shape)
-        whole = np.ascontiguousarray(array.astype(NUMPY[dtype], copy=False))
-        file.write(whole.view(np.uint8).data)  # bfloat16 has no buffer format of its own
+        written = 0
+        for piece in tensor.make():
+            assert piece.shape[1:] == tensor.shape[1:], (tensor.name, piece.shape, tensor.shape)
+            whole = np.ascontiguousarray(piece.astype(NUMPY[dtype], copy=False))
+            file.write(whole.view(np.uint8).data)  # bfloat16 has no buffer format of its own
+            written += len(piece)
+        assert written == tensor.shape[0], (tensor.name, written, tensor.shape)

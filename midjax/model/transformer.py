@@ -27,7 +27,7 @@ from flax import nnx
 from jax import ad_checkpoint
 from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray
 
-from midjax.model import architecture, context, layers, moe, remat, rope, sharding
+from midjax.model import architecture, documents, layers, moe, remat, rope, sharding
 
 Params = dict[str, Any]
 
@@ -173,14 +173,22 @@ def _depth(config: architecture.TransformerConfig) -> _Depth:
     return best[1]
 
 
-def _apply_layer(
+def apply_layer(
     config: architecture.TransformerConfig,
     shared: layers.Context,
     layer: int,
     x_BTD: Array,
     weights: Params,
 ) -> tuple[Array, moe.Aux | None]:
-    """One layer; `layer` stands for every layer of its kind."""
+    """One layer, and what its router did; `layer` stands for every layer of its kind.
+
+    Args:
+      config: the model.
+      shared: from `shared`.
+      layer: counted from 0.
+      x_BTD: the stream.
+      weights: of this layer, by name.
+    """
     given = (config.layer_type(layer), config.has_experts(layer))
     graph, axes = _declared(config, layers.Layer, given)
 
@@ -201,7 +209,7 @@ def _through_layers(
 
     def step(layer: int, x_BTD: Array, take: Callable[[str], Array]) -> tuple[Array, list[moe.Aux]]:
         weights = {name: take(name) for name, having in members.items() if layer in having}
-        x_BTD, aux = _apply_layer(config, shared, layer, x_BTD, weights)
+        x_BTD, aux = apply_layer(config, shared, layer, x_BTD, weights)
         return x_BTD, [] if aux is None else [aux]
 
     def alone(layer: int, x_BTD: Array) -> tuple[Array, list[moe.Aux]]:
@@ -273,18 +281,41 @@ def forward(
       The stream in the compute dtype; sums over tokens for the routers' losses, with an axis of
       the layers that have experts in front, None where no layer has.
     """
+    x_BTD = embedded(config, params, tokens_BT)
+    of_all = shared(config, segments_BT, positions_BT)
+    x_BTD, aux = _through_layers(config, params, of_all, x_BTD)
+    return normed(config, params, x_BTD), aux
+
+
+def embedded(
+    config: architecture.TransformerConfig, params: Params, tokens_BT: Int[Array, "B T"]
+) -> Float[Array, "B T D"]:
+    """The stream before the first layer, in the compute dtype."""
     # The table is whole in width for the lookup: rows of the batch are split over the mesh axis
     # that splits the width, and the two can't be in one array.
     table_VD = sharding.constrain(placed(config, params, "embed"), ("vocab", None))
     x_BTD = jnp.take(table_VD, tokens_BT, axis=0).astype(config.compute_dtype)
     if config.embed_scale is not None:
         x_BTD = x_BTD * jnp.asarray(config.embed_scale, x_BTD.dtype)
-    x_BTD = sharding.constrain(x_BTD, ("batch", "length", None))
-    shared = layers.Context(segments_BT, _turns(config, segments_BT, positions_BT))
-    x_BTD, aux = _through_layers(config, params, shared, x_BTD)
+    return sharding.constrain(x_BTD, ("batch", "length", None))
+
+
+def shared(
+    config: architecture.TransformerConfig,
+    segments_BT: Int[Array, "B T"],
+    positions_BT: Int[Array, "B T"],
+) -> layers.Context:
+    """What all layers read besides the stream."""
+    return layers.Context(segments_BT, _turns(config, segments_BT, positions_BT))
+
+
+def normed(
+    config: architecture.TransformerConfig, params: Params, x_BTD: Float[Array, "B T D"]
+) -> Float[Array, "B T D"]:
+    """The stream after the last layer, through the final norm."""
     graph, axes = _declared(config, layers.Ends)
     ends = {name: placed(config, params, name) for name in axes}
-    return nnx.merge(graph, ends).normed(x_BTD), aux
+    return nnx.merge(graph, ends).normed(x_BTD)
 
 
 def _turns(
@@ -302,23 +333,10 @@ def _turns(
         if turning not in made:
             lengths_BT = None
             if rope.needs_lengths(turning):
-                lengths_BT = _document_lengths(segments_BT, positions_BT)
+                lengths_BT = documents.lengths_on_mesh(segments_BT, positions_BT)
             made[turning] = rope.angles(turning, config.head_dim, positions_BT, lengths_BT)
         found[kind] = made[turning]
     return found
-
-
-def _document_lengths(
-    segments_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"]
-) -> Int[Array, "B T"]:
-    """`rope.document_lengths` of rows in the order that the mesh in force wants."""
-    length, shards = segments_BT.shape[1], context.shards(jax.sharding.get_abstract_mesh().shape)
-    if shards == 1:
-        return rope.document_lengths(segments_BT, positions_BT)
-    # A document is one run of places in natural order only.
-    back = context.natural(length, shards)
-    lengths_BT = rope.document_lengths(segments_BT[:, back], positions_BT[:, back])
-    return sharding.constrain(lengths_BT[:, context.order(length, shards)], ("batch", "length"))
 
 
 def hidden(

@@ -15,9 +15,9 @@ from midjax.train import metrics as metrics_lib
 from midjax.train import optimizer as optimizer_lib
 from midjax.train import prepare as prepare_lib
 from midjax.train import recipe, restore
-from midjax.train import schedule as schedule_lib
 from midjax.train import start as start_lib
 from midjax.train import step as step_lib
+from midjax.train.schedules import curve
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,7 +149,7 @@ def _loop(begun: Begun, journal: log.Journal, store: checkpoint.Store) -> dict[s
             config.model,
             config.loss,
             prepared.optimizer,
-            schedule_lib.learning_rate(prepared.schedule),
+            curve.learning_rate(prepared.schedule),
             sources=len(prepared.loader.names),
             microbatches=config.microbatches,
         ),
@@ -203,6 +203,7 @@ def _save(
         # "last" was used by the newest update, "next" would be used by another one.
         "lr": {"last": prepared.lr(max(count - 1, 0)), "next": prepared.lr(count)},
         "peak_lr": prepared.schedule.peak_lr,
+        "schedule": prepared.schedule.facts(),
         "model": dataclasses.asdict(prepared.config.model),
         "tokenizer_hash": prepared.opened.tokenizer_hash,
         "mixtures": prepared.mixtures,

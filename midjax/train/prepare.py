@@ -11,8 +11,10 @@ from midjax.mixture import order as order_lib
 from midjax.model import architecture, transformer
 from midjax.train import continuity, recipe
 from midjax.train import optimizer as optimizer_lib
-from midjax.train import schedule as schedule_lib
 from midjax.train import start as start_lib
+from midjax.train.schedules import clock as clock_lib
+from midjax.train.schedules import curve as curve_lib
+from midjax.train.schedules import resolve as resolve_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,18 +65,18 @@ class Prepared(Mixed):
     """A run that may begin.
 
     Attributes:
-      schedule: learning rates in steps.
+      schedule: the learning rate of every update.
       optimizer: the Optax chain with these rates.
       schedule_count: position on the schedule at the start.
     """
 
-    schedule: schedule_lib.Resolved
+    schedule: curve_lib.Curve
     optimizer: Any
     schedule_count: int
 
     def lr(self, count: int) -> float:
         """Learning rate of the update at a position on the schedule."""
-        return float(schedule_lib.learning_rate(self.schedule)(count))
+        return self.schedule.lr(count)
 
 
 def mix(config: recipe.Train) -> Mixed:
@@ -137,26 +139,45 @@ def prepare(config: recipe.Train) -> Prepared:
     """
     mixed = mix(config)
     config, origin = mixed.config, mixed.origin
-    schedule = schedule_lib.resolve(
-        config.schedule,
-        total_steps=config.total_steps,
-        batch_tokens=config.data.batch_tokens,
-        # A kept schedule goes on from its own peak; in its decay the rate in force is lower.
-        lr_in_force=origin.manifest.get("peak_lr")
-        if "schedule" in origin.parts
-        else origin.lr_in_force,
-    )
-    optimizer = optimizer_lib.make(config.optimizer, schedule_lib.learning_rate(schedule))
+    curve, schedule_count = schedule(config, origin)
+    optimizer = optimizer_lib.make(config.optimizer, curve_lib.learning_rate(curve))
     _check_model(origin, config.model, optimizer, mixed.opened.tokenizer_hash)
     continuity.same_rows(origin, mixed.position, mixed.loader)
     prepared = Prepared(
         **{field.name: getattr(mixed, field.name) for field in dataclasses.fields(mixed)},
-        schedule=schedule,
+        schedule=curve,
         optimizer=optimizer,
-        schedule_count=origin.manifest["schedule_count"] if "schedule" in origin.parts else 0,
+        schedule_count=schedule_count,
     )
     continuity.learning_rate(origin, config.start, prepared.lr(prepared.schedule_count))
     return prepared
+
+
+def schedule(config: recipe.Train, origin: start_lib.Origin) -> tuple[curve_lib.Curve, int]:
+    """(learning rates, position on them at the start). Reads what `origin` holds and no data.
+
+    Raises:
+      ValueError: the phases do not fit the run, or there is no rate to take over.
+    """
+    manifest, kept = origin.manifest, "schedule" in origin.parts
+    batch_tokens = config.data.batch_tokens
+    clock, count, taken = clock_lib.constant(batch_tokens), 0, origin.lr_in_force
+    if kept:
+        # It goes on from its own place, in tokens too, and from the rate that "checkpoint" was when
+        # it began, not from the one now in force. An imported checkpoint knows neither.
+        count, known = manifest["schedule_count"], manifest.get("schedule", {})
+        if "clock" in known:
+            clock = clock_lib.from_json(known["clock"]).changed(count, batch_tokens)
+        taken = known.get("taken_lr")
+        taken = manifest.get("peak_lr") if taken is None else taken
+    curve = resolve_lib.resolve(
+        config.schedule,
+        clock=clock,
+        total_tokens=config.train_tokens,
+        row_tokens=config.data.row_tokens,
+        lr_in_force=taken,
+    )
+    return curve, count
 
 
 def _with_seed(config: recipe.Train, seed: int) -> recipe.Train:

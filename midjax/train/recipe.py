@@ -7,9 +7,9 @@ from midjax import checkpoint, units
 from midjax.batches import loader as loader_lib
 from midjax.model import architecture, sharding
 from midjax.train import optimizer as optimizer_lib
-from midjax.train import schedule as schedule_lib
 from midjax.train import start as start_lib
 from midjax.train import step as step_lib
+from midjax.train.schedules import phases
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Train:
     model: architecture.TransformerConfig
     data: loader_lib.Data
     optimizer: optimizer_lib.AdamW
-    schedule: schedule_lib.Schedule
+    schedule: phases.Schedule | phases.Phases
     loss: step_lib.Loss
     start: start_lib.Start
     train_tokens: int

@@ -56,6 +56,14 @@ MESHES = {
     "expert x context": {"expert": 2, "context": 2},
     "expert x tensor": {"expert": 2, "tensor": 2},
 }
+# The axis `expert` splits nothing else: without experts it is one more of fsdp.
+MIXTURES = ("mixtral", "olmoe", "phimoe", "qwen3_moe")
+RUNS = [
+    (kind, mesh)
+    for kind in sorted(SETTINGS)
+    for mesh in MESHES
+    if kind in MIXTURES or "expert" not in mesh
+]
 
 
 def logits_on(folder: str, sizes: dict[str, int]) -> np.ndarray:
@@ -97,8 +105,7 @@ def test_the_table_is_covered():
     assert set(SETTINGS) == set(registry.FAMILIES)
 
 
-@pytest.mark.parametrize("kind", sorted(SETTINGS))
-@pytest.mark.parametrize("mesh", sorted(MESHES))
+@pytest.mark.parametrize(("kind", "mesh"), RUNS)
 def test_four_devices_give_the_logits_of_transformers(kind, mesh, computed):
     folder, want = computed
     found = np.load(folder / f"{kind}-{mesh}.npy")
@@ -107,9 +114,8 @@ def test_four_devices_give_the_logits_of_transformers(kind, mesh, computed):
 
 
 def main(folder: pathlib.Path) -> None:
-    for kind in SETTINGS:
-        for mesh, sizes in MESHES.items():
-            np.save(folder / f"{kind}-{mesh}.npy", logits_on(str(folder / kind), sizes))
+    for kind, mesh in RUNS:
+        np.save(folder / f"{kind}-{mesh}.npy", logits_on(str(folder / kind), MESHES[mesh]))
 
 
 if __name__ == "__main__":

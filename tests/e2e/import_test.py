@@ -5,15 +5,19 @@ import json
 import pathlib
 
 import imported
+import jax
 import pytest
 import tiny_run as tiny
+import tokenizers
 
 from midjax import __main__ as cli
-from midjax import checkpoint, config, export
+from midjax import checkpoint, config, export, files
 from midjax.batches import loader, tokenize, vocabulary
 from midjax.corpora import formats, text
 from midjax.evals import run as evals
+from midjax.importing import huggingface
 from midjax.mixture import stages as stages_lib
+from midjax.model import hf, transformer
 
 
 def verb(folder: pathlib.Path, name: str, root, *more: str) -> int:
@@ -134,7 +138,7 @@ def test_stories260k_is_trained_evaluated_and_exported(tmp_path, capsys):
 
     root = export.Export(
         run=str(run_dir), step=None, output=str(tmp_path / "hf"), tokenizer=tokenizer,
-        dtype="float32",
+        dtype="float32", mesh=imported.MESH,
     )  # fmt: skip
     assert verb(tmp_path, "export", root) == 0
     card = (tmp_path / "hf" / "README.md").read_text()
@@ -159,8 +163,54 @@ def test_a_maxtext_checkpoint_is_exported_with_its_scale_folded_in(tmp_path, cap
     assert verb(tmp_path, "import", root) == 0
     root = export.Export(
         run=str(tmp_path / "in"), step=None, output=str(tmp_path / "hf"),
-        tokenizer=str(tmp_path / "in" / "tokenizer"), dtype="float32",
+        tokenizer=str(tmp_path / "in" / "tokenizer"), dtype="float32", mesh=imported.MESH,
     )  # fmt: skip
     assert verb(tmp_path, "export", root) == 0
     assert "logits within" in capsys.readouterr().out
     assert "attention_scale" not in (tmp_path / "hf" / "config.json").read_text()
+
+
+def folder_of_others(place: pathlib.Path) -> str:
+    """A small model with a tokenizer of words, three tokens that end, and settings of its own."""
+    params = transformer.init(tiny.model(), jax.random.key(0))
+    ids = {"bos_token_id": 62, "eos_token_id": [63, 3, 5], "pad_token_id": 7}
+    hf.save(str(place), tiny.model(), params, "float32", ids=ids)
+    words = tokenizers.models.WordLevel({f"w{i}": i for i in range(64)}, unk_token="w0")
+    tokenizers.Tokenizer(words).save(str(place / "tokenizer.json"))
+    settings = {"bos_token": "w62", "eos_token": "w63"}
+    (place / "tokenizer_config.json").write_text(json.dumps(settings))
+    said = ids | {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
+    (place / "generation_config.json").write_text(json.dumps(said, indent=2))
+    return str(place)
+
+
+def test_settings_for_generation_go_from_import_through_training_to_export(tmp_path):
+    source = folder_of_others(tmp_path / "theirs")
+    tiny.write_tokens(tmp_path / "tokens", tokenizer=files.sha256_of(source + "/tokenizer.json"))
+
+    def bring(place: str, name: str) -> None:
+        root = imported.importing(tmp_path / name, huggingface.HuggingFace(path=place))
+        assert verb(tmp_path, "import", root) == 0
+
+    def take(run: str, name: str) -> pathlib.Path:
+        root = export.Export(
+            run=str(tmp_path / run), step=None, output=str(tmp_path / name),
+            tokenizer=str(tmp_path / "in" / "tokenizer"), dtype="float32", mesh=imported.MESH,
+        )  # fmt: skip
+        assert verb(tmp_path, "export", root) == 0
+        return tmp_path / name
+
+    bring(source, "in")
+    start = tiny.begin("weights", run=str(tmp_path / "in"))
+    assert verb(tmp_path, "train", tiny.train(tmp_path, "run", steps=3, start=start)) == 0
+    first = take("run", "first")
+    bring(str(first), "again")
+    second = take("again", "second")
+    settings = (tmp_path / "theirs" / "generation_config.json").read_bytes()
+    assert (first / "generation_config.json").read_bytes() == settings
+    ids = json.loads((first / "config.json").read_text())
+    assert (ids["eos_token_id"], ids["pad_token_id"]) == ([63, 3, 5], 7)
+    result = json.loads((first / "export.json").read_text())
+    assert result["token_ids_from"] == str(tmp_path / "run" / "source")
+    for name in ("config.json", "model.safetensors", "generation_config.json", "tokenizer.json"):
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name

@@ -4,11 +4,11 @@
 import dataclasses
 import json
 import math
-import os
 import subprocess
 import sys
 import textwrap
 
+import devices
 import jax
 import pytest
 import tokenizers
@@ -275,14 +275,11 @@ def on_mesh(config, **axes):
     """Results on one device and on a mesh, and what the mesh refuses."""
     samples = dataclasses.replace(config.samples, prompts=("def f", "Once", "x"))  # 3 rows over 2
     fields = dataclasses.asdict(dataclasses.replace(config, samples=samples, needle=hidden_keys()))
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={math.prod(axes.values())}",
-    }
     given = [fields, dataclasses.asdict(model()), axes]
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(ON_A_MESH), *map(json.dumps, given)],
-        env=environment, capture_output=True, text=True, check=False, cwd=os.getcwd(),
+        env=devices.environment(math.prod(axes.values())), capture_output=True, text=True,
+        check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.partition("RESULT")[2])

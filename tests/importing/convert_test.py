@@ -3,11 +3,10 @@
 
 import dataclasses
 import json
-import os
 import pathlib
-import subprocess
 import sys
 
+import devices
 import imported
 import jax
 import jax.numpy as jnp
@@ -106,19 +105,7 @@ def on_four_devices(folder: str) -> None:
 
 
 def test_four_devices_write_the_same(tmp_path, run_dir):
-    run = subprocess.run(
-        [sys.executable, __file__, str(tmp_path / "four")],
-        env=os.environ
-        | {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-            "PYTHONPATH": os.pathsep.join(sys.path),
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
+    devices.run_script(__file__, tmp_path / "four")
     one, four = (
         checkpoint.read_facts(folder, 17)["manifest"]
         for folder in (run_dir, str(tmp_path / "four"))

@@ -35,6 +35,16 @@ def test_parameters_and_tokenizer_arrive(tmp_path, folder):
     assert facts["manifest"]["adam_count"] is None
     copied = (tmp_path / "run" / "tokenizer" / "tokenizer.json").read_text()
     assert copied == json.dumps({"any": "thing"})
+    config = (tmp_path / "hf" / "config.json").read_bytes()
+    assert (tmp_path / "run" / "source" / "config.json").read_bytes() == config
+
+
+def test_settings_for_generation_that_are_no_json_stop_the_import(tmp_path, folder):
+    path, _ = folder
+    (tmp_path / "hf" / "generation_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"generation_config\.json is not JSON"):
+        recipe.run(imported.importing(tmp_path / "run", huggingface.HuggingFace(path=path)))
+    assert not (tmp_path / "run").exists()
 
 
 def test_numerics_may_be_given_and_nothing_else(folder):

@@ -15,7 +15,7 @@ from midjax.evals import generate
 from midjax.importing import foreign, llama2c, recipe
 from midjax.model import rope, transformer
 
-STORIES = imported.DATA / "stories260K" / "stories260K.bin"
+STORIES = imported.STORIES / "stories260K.bin"
 # What llama2.c prints for this file at temperature 0 (its doc/stories260K.md).
 STORY = """\
 Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One \

@@ -10,7 +10,7 @@ import tokenizers
 
 from midjax.importing import foreign, llama2c_tokenizer
 
-FILE = imported.DATA / "stories260K" / "tok512.bin"
+FILE = imported.STORIES / "tok512.bin"
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,13 @@ def test_starts_and_ramps_in_tokens_and_in_shares_of_the_run():
     assert spread.PERIOD_BLOCKS * 10 == 2560
 
 
+@pytest.mark.parametrize("total_rows", range(3, 40))
+def test_shares_that_fill_the_run_fit_whatever_its_length(total_rows):
+    last = stage("b", start_share=0.5, ramp_share=0.5)
+    found = in_rows(mixture(stage("a"), last, block_rows=1), total_rows=total_rows)
+    assert found[1].ramp_blocks == found[1].end - found[1].begin
+
+
 def test_rules_compute_weights_from_tokens_and_the_length_of_their_stage():
     rows = {"a": 10, "b": 1000}
     names = ("a", "b")

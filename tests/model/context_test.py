@@ -20,12 +20,10 @@ from midjax.model import context, loss, sharding, transformer
 LENGTH = 1024
 # kernel, mesh axes.
 CASES = [
-    ("blocked", {"context": 2}),
     ("blocked", {"context": 4}),
     ("blocked", {"context": 2, "tensor": 2}),
     ("splash_interpret", {"context": 2, "fsdp": 2}),
     ("splash_interpret", {"context": 4}),
-    ("splash_interpret", {"context": 2, "tensor": 2}),
 ]
 
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Slices of parts: the right numbers for each, and every row read once."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -56,7 +55,7 @@ def test_slices_of_any_split(name, ours, piece_bytes, monkeypatch):
         theirs = ours.reshape(-1)
     above = np.full((3, *theirs.shape[1:]), -1.0, np.float32)  # another part, fused on top
     reader = Reader(fused=np.concatenate([above, theirs]))
-    place = hf_arrays._Place("fused", 3, one)
+    place = hf_arrays.Place("fused", 3, one)
     cut = [slice(0, ours.shape[0] // 2), slice(ours.shape[0] // 2, ours.shape[0])]
     second = inner or (1 if name == "embed" else 0)
     indices = []
@@ -67,8 +66,7 @@ def test_slices_of_any_split(name, ours, piece_bytes, monkeypatch):
             if second:
                 index[second] = other
             indices.append(tuple(index))
-    target = jax.ShapeDtypeStruct(ours.shape, jnp.bfloat16)
-    found = hf_arrays._slices(place, indices, target, reader)
+    found = hf_arrays.slices(place, indices, jnp.bfloat16, reader)
     for array, index in zip(found, indices, strict=True):
         np.testing.assert_array_equal(array, ours[index].astype(jnp.bfloat16))
     assert sorted(reader.read) == list(range(3, 3 + len(theirs)))
@@ -78,8 +76,7 @@ def test_only_the_rows_of_a_slice_are_read():
     ours = numbers(D, N, H)
     reader = Reader(q=ours.reshape(D, -1).T)
     index = (slice(None), slice(1, 3), slice(None))
-    target = jax.ShapeDtypeStruct(ours.shape, jnp.float32)
-    place = hf_arrays._Place("q", 0, part("wq", *ours.shape))
-    (found,) = hf_arrays._slices(place, [index], target, reader)
+    place = hf_arrays.Place("q", 0, part("wq", *ours.shape))
+    (found,) = hf_arrays.slices(place, [index], np.float32, reader)
     np.testing.assert_array_equal(found, ours[index])
     assert reader.read == list(range(1 * H, 3 * H))

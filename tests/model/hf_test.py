@@ -103,11 +103,11 @@ def test_save_load_save_load_is_bit_identical(tied, dtype, tmp_path):
     config = config_of("yarn", tied_head=tied, param_dtype=dtype)
     params = tiny_model.params(config)
     first, second = tmp_path / "first", tmp_path / "second"
-    hf.save(str(first), config, params, dtype, bos_id=1, eos_id=2)
+    hf.save(str(first), config, params, dtype, ids={"bos_token_id": 1, "eos_token_id": 2})
     config_1, params_1 = hf.load(str(first))
     assert config_1 == config
     assert bits(params_1) == bits(params)
-    hf.save(str(second), config_1, params_1, dtype, bos_id=1, eos_id=2)
+    hf.save(str(second), config_1, params_1, dtype, ids={"bos_token_id": 1, "eos_token_id": 2})
     config_2, params_2 = hf.load(str(second))
     assert (config_2, bits(params_2)) == (config_1, bits(params_1))
     for name in ("config.json", "model.safetensors"):

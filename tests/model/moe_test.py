@@ -245,15 +245,11 @@ def test_bfloat16_is_near_and_its_routing_equal():
 # ---- on a mesh ----
 
 MESHES = {
-    "expert 2": {"expert": 2},
     "expert 4": {"expert": 4},
     "expert 2 x tensor 2": {"expert": 2, "tensor": 2},
     "fsdp 2 x expert 2": {"fsdp": 2, "expert": 2},
     "context 2 x expert 2": {"context": 2, "expert": 2},
-    "data 2 x expert 2": {"data": 2, "expert": 2},
-    "data 2 x tensor 2": {"data": 2, "tensor": 2},
     "fsdp 2 x context 2": {"fsdp": 2, "context": 2},
-    "fsdp 4": {"fsdp": 4},
     "tensor 4": {"tensor": 4},
 }
 # (experts per token, all tokens to the same ones)

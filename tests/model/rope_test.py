@@ -9,9 +9,10 @@ import devices
 import jax
 import jax.numpy as jnp
 import numpy as np
+import packed_rows
 import pytest
 
-from midjax.model import rope, sharding
+from midjax.model import documents, rope, sharding
 
 ORIGINAL = 64  # the original length of the small rotary embeddings below
 
@@ -263,53 +264,11 @@ def test_scores_depend_on_distance_only():
 # ---- documents of a row ----
 
 
-def packed(lengths, padding, origin=0):
-    """Segments and positions of a row, and every token's document length."""
-    segments = np.repeat(np.arange(1, len(lengths) + 1), lengths)
-    positions = np.concatenate([np.arange(n) for n in lengths]) + origin
-    of_token = np.repeat(np.array(lengths), lengths) + origin
-    rest = np.zeros(padding, int)
-    rows = (np.r_[segments, rest], np.r_[positions, rest - 99], np.r_[of_token, rest])
-    return tuple(x.astype(np.int32)[None] for x in rows)
-
-
-ROWS = [([1, 2, 3], 4), ([5], 0), ([1, 1, 1], 0), ([40, 65, 64, 150], 5), ([300], 7)]
-
-
-@pytest.mark.parametrize(("lengths", "padding"), ROWS)
-@pytest.mark.parametrize("origin", [0, 10])
-def test_document_lengths(lengths, padding, origin):
-    segments, positions, want = packed(lengths, padding, origin)
-    np.testing.assert_array_equal(jax.jit(rope.document_lengths)(segments, positions), want)
-
-
-def test_document_lengths_of_many_rows():
-    """Padding anywhere, segments in any order, positions in any order within a document."""
-    rng = np.random.default_rng(0)
-    segments, positions = np.zeros((2, 16, 128), np.int32)
-    want = np.zeros_like(segments)
-    for row in range(16):
-        cuts = [0, *np.sort(rng.choice(np.arange(1, 128), 9, replace=False)), 128]
-        names = rng.permutation(10)  # one of them is 0
-        for name, begin, end in zip(names, cuts, cuts[1:], strict=False):
-            segments[row, begin:end] = name
-            positions[row, begin:end] = rng.permutation(end - begin)
-            want[row, begin:end] = end - begin if name else 0
-    found = rope.document_lengths(jnp.asarray(segments), jnp.asarray(positions))
-    np.testing.assert_array_equal(found, want)
-
-
-def test_document_lengths_need_memory_of_the_rows_only():
-    shape = jax.ShapeDtypeStruct((1, 4096), jnp.int32)
-    compiled = jax.jit(rope.document_lengths).lower(shape, shape).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < 100 * 4 * 4096 < 4096**2
-
-
 def test_lengths_must_be_given_where_they_are_needed():
     positions = jnp.arange(4)[None]
     for config in (dynamic(1e4, 2.0), longrope(1e4, 2.0, 8)):
         assert rope.needs_lengths(config)
-        with pytest.raises(ValueError, match=f"{config.scaling.kind}.*document_lengths"):
+        with pytest.raises(ValueError, match=f"{config.scaling.kind}.*documents.lengths"):
             rope.angles(config, 16, positions, None)
     for config in (simple(1e4, "ntk", 2.0), yarn(1e4, 64, 2.0), by_parts(1e4, 2.0, 64)):
         assert not rope.needs_lengths(config)
@@ -339,8 +298,8 @@ PACKED = [dynamic(1e4, 2.0), longrope(1e4, 8.0, 16), longrope(5e5, 8.0, 12, rota
 def test_packed_documents_are_turned_as_if_alone(config):
     """Lengths under, at and over the original in one row; padding is finite."""
     lengths = [40, 65, 64, 150, 1]
-    segments, positions, _ = packed(lengths, 6)
-    of_token = rope.document_lengths(jnp.asarray(segments), jnp.asarray(positions))
+    segments, positions, _ = packed_rows.make(lengths, 6)
+    of_token = documents.lengths(jnp.asarray(segments), jnp.asarray(positions))
     cos, sin = rope.angles(config, 32, jnp.asarray(positions), of_token)
     assert np.isfinite(cos).all() and np.isfinite(sin).all()
     begin = 0
@@ -529,10 +488,10 @@ def test_packed_rows_equal_their_modules_on_each_document(name):
         scaling = dataclasses.replace(config.scaling, original_context_tokens=ORIGINAL)
         config = dataclasses.replace(config, scaling=scaling)
     lengths = [63, 300, 64, 65, 9]
-    segments, positions, _ = packed(lengths, 11)
+    segments, positions, _ = packed_rows.make(lengths, 11)
     of_token = None
     if rope.needs_lengths(config):
-        of_token = rope.document_lengths(jnp.asarray(segments), jnp.asarray(positions))
+        of_token = documents.lengths(jnp.asarray(segments), jnp.asarray(positions))
     mine = rope.angles(config, 128, jnp.asarray(positions), of_token)
     begin = 0
     for length in lengths:
@@ -575,7 +534,12 @@ def four_devices(tmp_path_factory):
 
 
 def mesh_rows():
-    rows = [packed([40, 65, 64, 80], 7), packed([256], 0), packed([1, 254], 1), packed([90], 166)]
+    rows = [
+        packed_rows.make([40, 65, 64, 80], 7),
+        packed_rows.make([256], 0),
+        packed_rows.make([1, 254], 1),
+        packed_rows.make([90], 166),
+    ]
     return [np.concatenate(column) for column in zip(*rows, strict=True)]
 
 
@@ -598,7 +562,7 @@ def main(out):
         split = jax.NamedSharding(mesh, jax.P("data", "context"))
 
         def both(segments, positions):
-            lengths = rope.document_lengths(segments, positions)
+            lengths = documents.lengths(segments, positions)
             return lengths, [rope.angles(config, 32, positions, lengths)[0] for config in PACKED]
 
         with jax.set_mesh(mesh):

@@ -4,7 +4,9 @@
 import pytest
 import tiny_run as tiny
 
-from midjax.train import loop, prepare
+from midjax import checkpoint
+from midjax.train import loop, prepare, start
+from midjax.train.schedules import phases
 
 
 def test_a_fresh_run(source):
@@ -29,8 +31,66 @@ def test_a_kept_schedule_has_the_peak_that_it_had(source):
     assert prepared.schedule_count == 4 and prepared.lr(4) == pytest.approx(1e-2 * 4 / 8)
 
 
+def re_warm_up():
+    """From the rate in force to 0.05 over 256 tokens, then to zero: in tokens, batches of 128."""
+    up = phases.Move(
+        name="up", steps=None, tokens=256, start_lr="checkpoint", end_lr=0.05, shape="linear"
+    )
+    down = phases.Move(
+        name="down", steps=None, tokens=None, start_lr="previous", end_lr=0.0, shape="linear"
+    )
+    return phases.Phases(phases=(up, down))
+
+
+def test_a_schedule_of_phases_resumed_branched_and_begun_again(source):
+    """The rate in force when it began is what "checkpoint" stays, though it is no longer in force.
+
+    0.01, 0.03, 0.05, 0.05 * 5/6, ..., 0.05 / 6.
+    """
+    wanted = [0.01, 0.03, *(0.05 * (6 - i) / 6 for i in range(7))]
+    config = tiny.anneal(source, "up", schedule=re_warm_up())
+    first = prepare.prepare(config)
+    assert [first.lr(s) for s in range(9)] == pytest.approx(wanted, rel=1e-6)
+    loop.run(config)
+    manifest = checkpoint.read_facts(config.run_dir, 4)["manifest"]
+    assert manifest["schedule"] == {"taken_lr": first.lr(0), "clock": [[0, 0, 128]]}
+    assert manifest["peak_lr"] == 0.05 and manifest["schedule_count"] == 4
+    assert manifest["lr"] == pytest.approx({"last": wanted[3], "next": wanted[4]}, rel=1e-6)
+    own = prepare.prepare(config)
+    kept = tiny.begin("resume", run=config.run_dir, step=4)
+    branched = prepare.prepare(tiny.anneal(source, "on", start=kept, schedule=re_warm_up()))
+    assert (own.schedule_count, branched.schedule_count) == (8, 4)
+    for later in (own, branched):
+        assert [later.lr(s) for s in range(9)] == [first.lr(s) for s in range(9)]
+    again = tiny.begin("anneal", run=config.run_dir, step=4)
+    anneal = prepare.prepare(tiny.anneal(source, "again", start=again))
+    assert anneal.schedule_count == 0
+    assert [anneal.lr(s) for s in (0, 4)] == pytest.approx([wanted[4], wanted[4] / 2], rel=1e-6)
+
+
+def test_a_kept_schedule_counts_tokens_through_a_change_of_the_batch(source):
+    """Update 4 was reached with 8 rows; 2 rows from there on: 32 tokens an update."""
+    manifest = {
+        "schedule_count": 4, "peak_lr": 0.05, "lr": {"next": 0.04},
+        "schedule": {"taken_lr": 0.01, "clock": [[0, 0, 128]]},
+    }  # fmt: skip
+    origin = start.Origin(
+        kind="resume", run="x", step=4, parts=frozenset(start.PARTS), data={}, manifest=manifest,
+        huggingface=None,
+    )  # fmt: skip
+    config = tiny.anneal(
+        source, data=tiny.data(source / "tokens", batch_rows=2), schedule=re_warm_up()
+    )
+    curve, count = prepare.schedule(config, origin)
+    assert count == 4 and curve.total_steps == 4 + 16 and config.train_tokens == 1024
+    wanted = [0.01, 0.03, 0.05, 0.05 * 5 / 6]
+    wanted += [0.05 * (1024 - 512 - 32 * i) / 768 for i in range(17)]
+    assert curve.lrs(range(21)).tolist() == pytest.approx(wanted)
+    assert curve.facts() == {"taken_lr": 0.01, "clock": [[0, 0, 128], [4, 512, 32]]}
+
+
 def test_refusals(source):
-    with pytest.raises(ValueError, match="3 warm-up and 7 decay steps are more than the run's 8"):
+    with pytest.raises(ValueError, match="decay 7 steps.* do not fit into the run's 8 steps"):
         prepare.prepare(tiny.train(source, "x", schedule=tiny.wsd(decay_steps=7)))
     with pytest.raises(ValueError, match="has 64 tokens and the model's vocab_size is 63"):
         prepare.prepare(tiny.train(source, "x", model=tiny.model(vocab_size=63)))

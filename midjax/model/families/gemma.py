@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from midjax.model import architecture
-from midjax.model.families import rope_keys, table
+from midjax.model.families import layer_kinds, rope_keys, table
 
 _NORMS: Mapping[tuple[str, ...], str] = {
     ("attn_post_norm",): "post_attention_layernorm.weight",
@@ -37,7 +37,7 @@ def _read(theirs: Mapping[str, Any], windows_per_full: int, qk_norm: str) -> dic
     scalar = theirs["query_pre_attn_scalar"]
     head_dim = theirs.get("head_dim") or theirs["hidden_size"] // theirs["num_attention_heads"]
     return (
-        table.window_by_layer(theirs, kinds)
+        layer_kinds.window_by_layer(theirs, kinds)
         | caps
         | {
             "norm": "rms_plus_one",
@@ -63,7 +63,7 @@ def _write(config: architecture.TransformerConfig) -> dict[str, Any]:
         "attn_logit_softcapping": config.attention_softcap,
         "final_logit_softcapping": config.logits_softcap,
         "sliding_window": config.window_tokens,
-        "layer_types": table.layer_types(config),
+        "layer_types": layer_kinds.layer_types(config),
         "hidden_act": "gelu_pytorch_tanh" if config.activation == "gelu_tanh" else "gelu",
     }
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from midjax.model import architecture
-from midjax.model.families import table
+from midjax.model.families import layer_kinds, table
 
 
 def _read_llama(theirs: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,7 +29,7 @@ LLAMA = table.Family(
 MISTRAL = table.Family(
     model_type="mistral",
     architecture="MistralForCausalLM",
-    read=table.uniform_window,
+    read=layer_kinds.uniform_window,
     write=lambda config: {"sliding_window": config.window_tokens},
     only={"layer_types": ()},
     defaults={"sliding_window": 4096, "num_key_value_heads": 8},

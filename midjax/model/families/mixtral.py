@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from midjax.model import architecture
-from midjax.model.families import rope_keys, table
+from midjax.model.families import layer_kinds, rope_keys, table
 
 EXPERT_NAMES: Mapping[tuple[str, ...], str] = {
     ("router",): "block_sparse_moe.gate.weight",
@@ -22,7 +22,7 @@ def _read(theirs: Mapping[str, Any]) -> dict[str, Any]:
         ffn_dim=theirs["intermediate_size"],
         normalized=True,
     )
-    return table.uniform_window(theirs) | {"experts": experts}
+    return layer_kinds.uniform_window(theirs) | {"experts": experts}
 
 
 def _write(config: architecture.TransformerConfig) -> dict[str, Any]:

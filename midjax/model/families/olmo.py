@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from midjax.model import architecture
-from midjax.model.families import rope_keys, table
+from midjax.model.families import layer_kinds, rope_keys, table
 
 _POST_NORMS: Mapping[tuple[str, ...], str] = {
     ("attn_post_norm",): "post_attention_layernorm.weight",
@@ -26,14 +26,14 @@ def _read_olmo3(theirs: Mapping[str, Any]) -> dict[str, Any]:
         "full_attention" if (layer + 1) % 4 == 0 else "sliding_attention"
         for layer in range(theirs["num_hidden_layers"])
     ]
-    return _read_olmo2(theirs) | table.window_by_layer(theirs, kinds)
+    return _read_olmo2(theirs) | layer_kinds.window_by_layer(theirs, kinds)
 
 
 def _write_olmo3(config: architecture.TransformerConfig) -> dict[str, Any]:
     return {
         "attention_bias": config.qkv_bias,
         "sliding_window": config.window_tokens,
-        "layer_types": table.layer_types(config),
+        "layer_types": layer_kinds.layer_types(config),
     }
 
 

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from midjax.model import architecture
-from midjax.model.families import mixtral, rope_keys, table
+from midjax.model.families import layer_kinds, mixtral, rope_keys, table
 
 
 def _read_moe(theirs: Mapping[str, Any]) -> dict[str, Any]:
     bias = bool(theirs.get("attention_bias", False))
-    return table.uniform_window(theirs) | {
+    return layer_kinds.uniform_window(theirs) | {
         "norm": "layer",
         "qkv_bias": bias,
         "out_bias": bias,
@@ -48,7 +48,7 @@ def _write_moe(config: architecture.TransformerConfig) -> dict[str, Any]:
 PHI3 = table.Family(
     model_type="phi3",
     architecture="Phi3ForCausalLM",
-    read=table.uniform_window,
+    read=layer_kinds.uniform_window,
     write=lambda config: {"sliding_window": config.window_tokens},
     layer={
         ("wq", "wk", "wv"): "self_attn.qkv_proj.weight",

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from midjax.model import architecture
-from midjax.model.families import table
+from midjax.model.families import layer_kinds, table
 
 
 def _windows(theirs: Mapping[str, Any]) -> dict[str, Any]:
@@ -17,11 +17,11 @@ def _windows(theirs: Mapping[str, Any]) -> dict[str, Any]:
         "sliding_attention" if layer >= first else "full_attention"
         for layer in range(theirs["num_hidden_layers"])
     ]
-    return table.window_by_layer(theirs, kinds)
+    return layer_kinds.window_by_layer(theirs, kinds)
 
 
 def _window_keys(config: architecture.TransformerConfig) -> dict[str, Any]:
-    types = table.layer_types(config)
+    types = layer_kinds.layer_types(config)
     first = types.index("sliding_attention") if config.window_tokens else config.layers
     return {
         "use_sliding_window": config.window_tokens is not None,
@@ -47,7 +47,7 @@ def _sparse_layers(theirs: Mapping[str, Any]) -> list[bool]:
 def _read_moe(theirs: Mapping[str, Any]) -> dict[str, Any]:
     fields = _read_qwen3(theirs)
     if theirs.get("use_sliding_window", False):
-        fields |= table.uniform_window(theirs)
+        fields |= layer_kinds.uniform_window(theirs)
     # Later files have the second name.
     count, sparse = theirs.get("num_local_experts", theirs["num_experts"]), _sparse_layers(theirs)
     if any(sparse):

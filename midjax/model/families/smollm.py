@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from midjax.model import architecture
-from midjax.model.families import rope_keys, table
+from midjax.model.families import layer_kinds, rope_keys, table
 
 
 def _read(theirs: Mapping[str, Any]) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def _read(theirs: Mapping[str, Any]) -> dict[str, Any]:
         )
     windowed = bool(theirs.get("use_sliding_window") and theirs.get("sliding_window"))
     types = ["sliding_attention" if windowed and not has else "full_attention" for has in turned]
-    fields = table.window_by_layer(theirs, types[:layers])
+    fields = layer_kinds.window_by_layer(theirs, types[:layers])
     if fields and not windowed:
         raise ValueError(
             "config.json has layers of type sliding_attention and use_sliding_window = false, "
@@ -33,7 +33,7 @@ def _read(theirs: Mapping[str, Any]) -> dict[str, Any]:
     ]
     bias = bool(theirs.get("attention_bias", False))
     return fields | {
-        "layer_pattern": table.pattern(kinds),
+        "layer_pattern": layer_kinds.pattern(kinds),
         "qkv_bias": bias,
         "out_bias": bias,
         "mlp_bias": bool(theirs.get("mlp_bias", False)),
@@ -49,7 +49,7 @@ def _write(config: architecture.TransformerConfig) -> dict[str, Any]:
         ],
         "use_sliding_window": config.window_tokens is not None,
         "sliding_window": config.window_tokens,
-        "layer_types": table.layer_types(config),
+        "layer_types": layer_kinds.layer_types(config),
     }
 
 

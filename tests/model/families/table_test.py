@@ -71,12 +71,6 @@ def test_what_config_json_has_no_key_for_is_not_lost(changes, words):
         hf.config_to_hf(tiny_model.config(head_dim=8, **changes))
 
 
-def test_the_shortest_pattern():
-    assert table.pattern(["full"] * 4) == ("full",)
-    assert table.pattern(["window", "full", "window"]) == ("window", "full")
-    assert table.pattern(["full", "window", "window"]) == ("full", "window", "window")
-
-
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
@@ -91,23 +85,6 @@ def test_what_we_do_not_compute_is_refused(keys, words):
     theirs = hf.config_to_hf(tiny_model.config(head_dim=8))
     with pytest.raises(ValueError, match=words):
         hf.config_from_hf(theirs | keys)
-
-
-def test_layer_types_are_checked():
-    theirs = hf.config_to_hf(
-        tiny_model.config(
-            family="olmo3",
-            norm_placement="post",
-            qk_norm="whole",
-            layer_pattern=("window", "full"),
-            window_tokens=4,
-        )
-    )
-    assert theirs["layer_types"] == ["sliding_attention", "full_attention", "sliding_attention"]
-    with pytest.raises(ValueError, match="needed are 3 of sliding_attention, full_attention"):
-        hf.config_from_hf(theirs | {"layer_types": ["full_attention"]})
-    with pytest.raises(ValueError, match="no sliding_window"):
-        hf.config_from_hf(theirs | {"sliding_window": 0})
 
 
 def test_a_rope_under_another_name_is_the_same():

@@ -37,7 +37,8 @@ class Tokenize:
         bring their own.
       output: folder of token folders.
       shard_tokens: tokens per shard file.
-      processes: that read and tokenize at once; None is one per processor.
+      processes: that read and tokenize at once, with as many threads together as there are
+        processors; None is one for four processors.
     """
 
     sources: Mapping[str, sources.Source]

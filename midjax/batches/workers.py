@@ -2,9 +2,9 @@
 """Units of sources -> finished parts, over processes.
 
 A unit is tokenized by one process from its beginning to its end, so what is written does not depend
-on how many processes there are. Where there are fewer units than processors, each process encodes
-in several threads, a batch in each: the tokenizers let go of Python's lock, and one thread's result
-is read while others encode. Their own threads, which share out one batch, are slower.
+on how many processes there are. A process encodes in several threads, a batch in each: the
+tokenizers let go of Python's lock, and one thread's result is read while others encode. Their own
+threads, which share out one batch, are slower, and more processes take time to start.
 Workers end with the process that started them, also when it is killed.
 """
 
@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from midjax import files, types
+from midjax import files, types, units
 from midjax.batches import encoders, lint, parts, seqio, vocabulary
 from midjax.corpora import reading, sources
 
@@ -40,6 +40,10 @@ _BATCH_CHARACTERS = 1_000_000
 _PARALLEL = "TOKENIZERS_PARALLELISM"
 _POLL_SECONDS = 0.5
 _LOCK_POLLS = 10
+
+# Reading, and making arrays of what the tokenizer returns, needs Python's lock for about 7 % of a
+# thread's time: with so many it is mostly free.
+_THREADS = 4
 
 Tokenizer = vocabulary.Tokenizer | seqio.TaskTokenizer
 _Item = types.Document | types.TokenDocument
@@ -82,7 +86,8 @@ def run(
     """Does the jobs; yields each with the record of its unit as it is finished, in any order.
 
     Args:
-      processes: None is as many as there are processors; never more than jobs.
+      processes: None is one for four processors; never more than jobs. Their threads together
+        are as many as there are processors.
       lock: a file that this process holds; the workers share it.
 
     Raises:
@@ -90,7 +95,7 @@ def run(
       ValueError, OSError: what a job raised. Others stop at their next batch; what is finished
         stays, and the next run goes on from it.
     """
-    count = min(processes or cpus(), len(jobs))
+    count = min(processes or units.ceil_div(cpus(), _THREADS), len(jobs))
     if count <= 1:
         with _without_own_threads():
             for job in jobs:

@@ -97,6 +97,9 @@ def _announce(prepared: prepare_lib.Prepared, journal: log.Journal) -> None:
     for name, plan in prepared.opened.plans.items():
         for reason, documents in plan.dropped.items():
             log.say(f"  {name}: {documents} documents are in no row: {reason}")
+        if plan.truncated_tokens:
+            tokens = units.human(plan.truncated_tokens)
+            log.say(f"  {name}: {tokens} tokens of documents longer than a row are in no row")
     journal.event(
         "start",
         kind=origin.kind,
@@ -108,7 +111,12 @@ def _announce(prepared: prepare_lib.Prepared, journal: log.Journal) -> None:
         norms=origin.manifest.get("norms"),
         first_row=prepared.first_row,
         packing={
-            name: {"rows": len(plan), "padding": plan.padding, "dropped": plan.dropped}
+            name: {
+                "rows": len(plan),
+                "padding": plan.padding,
+                "truncated_tokens": plan.truncated_tokens,
+                "dropped": plan.dropped,
+            }
             for name, plan in prepared.opened.plans.items()
         },
         plan=[dataclasses.asdict(row) for row in plan_lib.rows(prepared.loader.order)],
@@ -199,6 +207,7 @@ def _loop(begun: Begun, journal: log.Journal, store: checkpoint.Store) -> dict[s
                 recorder.flush()  # a checkpoint never has less behind it than its metrics say
                 _save(prepared, store, step, state)
                 journal.event("checkpoint", step=step)
+    batches.close()
     return recorder.last
 
 

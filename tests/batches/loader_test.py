@@ -276,6 +276,104 @@ def test_any_position_is_reached_at_once(data):
         assert ids[:, 1].tolist() == want
 
 
+LENGTHS = {  # of the sources that random mixtures are made of
+    "big": np.random.default_rng(1).integers(0, 30, 90),
+    "cut": np.random.default_rng(2).integers(20, 70, 9),
+    "few": np.array([5, 40]),
+    "same": np.full(25, 6),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    found = {}
+    for k, (name, lengths) in enumerate(LENGTHS.items()):
+        found[name] = str(tmp_path_factory.mktemp("random") / name)
+        # Every token says which one it is: 5,000 for a source, its place in the source beyond.
+        begins = 5000 * (k + 1) + np.cumsum(lengths) - lengths
+        made = [(str(b), 1, np.arange(b, b + n)) for b, n in zip(begins, lengths, strict=True)]
+        facts = {"vocab_size": 60_000, "tokenizer_hash": "t"}
+        shards.write(found[name], made, facts=facts, shard_tokens=300)
+    return found
+
+
+@st.composite
+def runs(draw):
+    """(sources by packing, stages, T, seed, block rows, rows of the run)."""
+    names = draw(st.lists(st.sampled_from(sorted(LENGTHS)), min_size=1, unique=True))
+    packings = {n: draw(st.sampled_from(["concat", "first_fit", "best_fit"])) for n in names}
+    row_tokens, rows = draw(st.integers(4, 24)), draw(st.integers(20, 150))
+    starts = [0, *sorted(draw(st.sets(st.integers(1, rows - 1), max_size=2)))]
+    weight = st.integers(1, 20)
+    stages = [
+        stages_lib.Stage(
+            name=f"s{i}", start_tokens=start * row_tokens, weights={n: draw(weight) for n in names}
+        )
+        for i, start in enumerate(starts)
+    ]
+    return packings, stages, row_tokens, draw(st.integers(0, 99)), draw(st.integers(1, 30)), rows
+
+
+@hypothesis.given(
+    run=runs(),
+    segments=st.lists(  # (readers, rows of each, batches): a run that is resumed differently
+        st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 9)), min_size=1, max_size=4
+    ),
+)
+@hypothesis.settings(max_examples=60, deadline=None)
+def test_no_token_is_lost_or_repeated_over_readers_resumes_and_epochs(folders, run, segments):
+    """Whatever the mixture: what was drawn of a source is its epochs, token for token."""
+    packings, stages, row_tokens, seed, block_rows, rows = run
+    sources = {
+        n: loader_lib.Source(tokens=folders[n], packing=packing) for n, packing in packings.items()
+    }
+    mixture = stages_lib.Mixture(
+        stages=tuple(stages), max_epochs=dict.fromkeys(sources, 1e6), seed=seed,
+        block_rows=block_rows,
+    )  # fmt: skip
+    data = loader_lib.Data(sources=sources, mixture=mixture, row_tokens=row_tokens, batch_rows=1)
+    opened = loader_lib.Opened(data)
+    pairs = collections.Counter()
+    next_row = 0
+    while next_row < rows:
+        readers, each, batches = segments[0]
+        segments = segments[1:] or [(1, 1, rows)]
+        made = loader_lib.Loader(data, opened, total_rows=rows)  # as after a restart
+        parts = [
+            made.batches(
+                next_row=next_row, reader=r, readers=readers, batch_rows={0: readers * each}
+            )
+            for r in range(readers)
+        ]
+        for _, *shares in zip(range(batches), *parts, strict=False):
+            for batch, _ids in shares:
+                real = batch.weights > 0
+                pairs.update(zip(batch.tokens[real], batch.targets[real], strict=True))
+            next_row += readers * each
+        for part in parts:
+            part.close()
+        if rows - next_row < readers * each:
+            segments = [(1, 1, rows)]  # the rest, row by row
+    drawn = made.order.counts(rows)
+    for k, name in enumerate(made.names):
+        at = 5000 * (list(LENGTHS).index(name) + 1)
+        found = collections.Counter(
+            {token: n for (token, target), n in pairs.items() if at <= token < at + 5000}
+        )
+        per_epoch = len(opened.plans[name])
+        whole, rest = divmod(int(drawn[k]), per_epoch)
+        begins = at + np.cumsum(LENGTHS[name]) - LENGTHS[name]
+        inputs = {
+            int(b) + i for b, n in zip(begins, LENGTHS[name], strict=True) for i in range(n - 1)
+        }
+        assert set(found) <= inputs and all(target == token + 1 for token, target in pairs)
+        # Each epoch that is over has every pair once, the one that has begun at most once.
+        assert all(whole <= found[token] <= whole + 1 for token in inputs)
+        if not rest:
+            assert set(found.values()) <= {whole}
+        assert sum(found.values()) <= whole * len(inputs) + rest * row_tokens
+
+
 def test_prefetching_changes_nothing(data):
     one = row_ids(loader(data), next_row=12)
     other = row_ids(loader(data), next_row=12, prefetch=3)

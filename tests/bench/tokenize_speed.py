@@ -4,9 +4,9 @@
 The demo's texts, cut into documents of lognormal length (about 600 tokens on average) and repeated
 to 60 MB, with a byte-level BPE of 32,000 tokens trained on them here. The peer is
 `tokenizers.Tokenizer.encode_batch_fast` on the texts in memory, in batches of 1,000, its ids not
-even looked at. Ours reads JSON lines, encodes, hashes and writes token folders, with the start of
-its processes: from eight files (processes) and from one compressed file, which cannot be cut
-(threads). Both use all processors; rounds alternate, and the best of each counts.
+even looked at. Ours reads JSON lines, encodes, hashes and writes token folders: from eight files,
+with the processes and threads that it chooses, started in the time; and from one compressed file,
+which cannot be cut. Both use all processors; rounds alternate, and the best of each counts.
 
     python tests/bench/tokenize_speed.py
 

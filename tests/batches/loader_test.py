@@ -142,107 +142,6 @@ def test_batches_of_other_sizes_at_other_steps_continue_the_same_rows(data, read
     assert all((a == b).all() for a, b in zip(parts[0], by_function, strict=True))
 
 
-DOCUMENTS = {"a": 3, "b": 8, "c": 13, "d": 40}
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("tokens")
-    for k, (name, documents) in enumerate(DOCUMENTS.items()):
-        write(root / name, documents, 10_000 * (k + 1))
-    return root
-
-
-@st.composite
-def runs(draw, folders):
-    """(data, rows of the run): sources, packings, stages, caps, seeds, lengths of rows."""
-    names = sorted(draw(st.sets(st.sampled_from(sorted(DOCUMENTS)), min_size=1)))
-    total, row_tokens = draw(st.integers(2, 150)), draw(st.integers(2, 12))
-    shares = st.lists(st.integers(1, 9), min_size=len(names), max_size=len(names))
-    starts = [0, *sorted(draw(st.sets(st.integers(1, total - 1), max_size=2)))]
-    stages = tuple(
-        stages_lib.Stage(
-            name=f"from {start}", start_tokens=start * row_tokens,
-            weights=dict(zip(names, draw(shares), strict=True)),
-        )
-        for start in starts
-    )  # fmt: skip
-    caps = {name: draw(st.floats(0.5, 3)) for name in names}
-    mixture = stages_lib.Mixture(
-        stages=stages,
-        # One source without a cap, so that there is always something to shift to.
-        max_epochs=caps | {names[0]: 1e3},
-        seed=draw(st.integers(0, 99)),
-        block_rows=draw(st.integers(1, 20)),
-        over_cap="shift",
-    )
-    policies = st.sampled_from(["concat", "first_fit", "best_fit"])
-    sources = {
-        name: loader_lib.Source(tokens=str(folders / name), packing=draw(policies))
-        for name in names
-    }
-    data = loader_lib.Data(sources=sources, mixture=mixture, row_tokens=row_tokens, batch_rows=1)
-    return data, total
-
-
-def read_in_parts(data, total, draw):
-    """All rows of a run that is resumed again and again, on other readers, in other batches.
-
-    Yields ((tokens, targets) of a row, [source, row of its plan])."""
-    at, made = 0, loader(data, total)
-    while at < total:
-        readers = draw(st.integers(1, 3))
-        size, steps = readers * draw(st.integers(1, 9)), draw(st.integers(1, 9))
-        if at + size > total:
-            readers, size = 1, total - at
-        if draw(st.booleans()):
-            made = loader(data, total)
-        parts = [
-            made.batches(next_row=at, reader=r, readers=readers, batch_rows={0: size}, prefetch=0)
-            for r in range(readers)
-        ]
-        for step in list(zip(*parts, strict=True))[:steps]:
-            for batch, ids in step:
-                for row in range(size // readers):
-                    real = batch.weights[row] > 0
-                    yield (batch.tokens[row][real], batch.targets[row][real]), ids[row].tolist()
-            at += size
-
-
-@hypothesis.given(draw=st.data())
-@hypothesis.settings(max_examples=40, deadline=None)
-def test_whatever_the_readers_the_plan_is_what_is_read_token_for_token(folders, draw):
-    data, total = draw.draw(runs(folders))
-    order = loader(data, total).order
-    read = list(read_in_parts(data, total, draw.draw))
-    assert len(read) == total
-
-    counted = collections.Counter()
-    for number, (_, (source, _)) in enumerate(read):
-        stage = max((s for s in order.stages if s.begin <= number), key=lambda s: s.begin)
-        counted[stage.name, order.names[source]] += data.row_tokens
-    assert counted == collections.Counter(
-        {(row.stage, row.source): row.tokens for row in plan_lib.rows(order) if row.tokens}
-    )
-    for k, name in enumerate(order.names):
-        rows = [(row, pairs) for pairs, (source, row) in read if source == k]
-        size = int(order.source_rows[k])
-        assert len(rows) <= data.mixture.max_epochs[name] * size + 1e-9
-        first = 10_000 * (1 + sorted(DOCUMENTS).index(name))
-        lengths = lengths_of(data, name)
-        lasts = set((first - 1 + np.cumsum(lengths)).tolist())
-        inputs = {first + i for i in range(lengths.sum())} - lasts  # every token with a target
-        for begin in range(0, len(rows), size):
-            epoch = rows[begin : begin + size]
-            seen = collections.Counter()
-            for _, (tokens, targets) in epoch:
-                assert (targets == tokens + 1).all()
-                seen.update(tokens.tolist())
-            assert set(seen) <= inputs and max(seen.values()) == 1
-            if len(epoch) == size:
-                assert set(seen) == inputs and {row for row, _ in epoch} == set(range(size))
-
-
 def test_processes_make_the_same_batches(data):
     few = loader(data, total_rows=80)
     alone = list(few.batches(next_row=48))
@@ -299,7 +198,7 @@ def folders(tmp_path_factory):
 
 @st.composite
 def runs(draw):
-    """(sources by packing, stages, T, seed, block rows, rows of the run)."""
+    """(sources by packing, mixture, T, rows of the run)."""
     names = draw(st.lists(st.sampled_from(sorted(LENGTHS)), min_size=1, unique=True))
     packings = {n: draw(st.sampled_from(["concat", "first_fit", "best_fit"])) for n in names}
     row_tokens, rows = draw(st.integers(4, 24)), draw(st.integers(20, 150))
@@ -311,7 +210,15 @@ def runs(draw):
         )
         for i, start in enumerate(starts)
     ]
-    return packings, stages, row_tokens, draw(st.integers(0, 99)), draw(st.integers(1, 30)), rows
+    caps = {n: draw(st.floats(0.5, 4)) for n in names}
+    mixture = stages_lib.Mixture(
+        stages=tuple(stages),
+        max_epochs=caps | {names[0]: 1e6},  # one to which the others' shares can be shifted
+        seed=draw(st.integers(0, 99)),
+        block_rows=draw(st.integers(1, 30)),
+        over_cap="shift",
+    )
+    return packings, mixture, row_tokens, rows
 
 
 @hypothesis.given(
@@ -322,18 +229,15 @@ def runs(draw):
 )
 @hypothesis.settings(max_examples=60, deadline=None)
 def test_no_token_is_lost_or_repeated_over_readers_resumes_and_epochs(folders, run, segments):
-    """Whatever the mixture: what was drawn of a source is its epochs, token for token."""
-    packings, stages, row_tokens, seed, block_rows, rows = run
+    """Whatever the mixture: what was drawn of a source is its epochs, token for token, and as much
+    of it in each stage as the printed plan says."""
+    packings, mixture, row_tokens, rows = run
     sources = {
         n: loader_lib.Source(tokens=folders[n], packing=packing) for n, packing in packings.items()
     }
-    mixture = stages_lib.Mixture(
-        stages=tuple(stages), max_epochs=dict.fromkeys(sources, 1e6), seed=seed,
-        block_rows=block_rows,
-    )  # fmt: skip
     data = loader_lib.Data(sources=sources, mixture=mixture, row_tokens=row_tokens, batch_rows=1)
     opened = loader_lib.Opened(data)
-    pairs = collections.Counter()
+    pairs, read = collections.Counter(), []
     next_row = 0
     while next_row < rows:
         readers, each, batches = segments[0]
@@ -346,7 +250,8 @@ def test_no_token_is_lost_or_repeated_over_readers_resumes_and_epochs(folders, r
             for r in range(readers)
         ]
         for _, *shares in zip(range(batches), *parts, strict=False):
-            for batch, _ids in shares:
+            for batch, ids in shares:
+                read += ids[:, 0].tolist()
                 real = batch.weights > 0
                 pairs.update(zip(batch.tokens[real], batch.targets[real], strict=True))
             next_row += readers * each
@@ -354,6 +259,12 @@ def test_no_token_is_lost_or_repeated_over_readers_resumes_and_epochs(folders, r
             part.close()
         if rows - next_row < readers * each:
             segments = [(1, 1, rows)]  # the rest, row by row
+    assert len(read) == rows
+    planned = {(r.stage, r.source): r.tokens for r in plan_lib.rows(made.order) if r.tokens}
+    starts = [stage.start_tokens // row_tokens for stage in mixture.stages]
+    in_stage = np.searchsorted(starts, np.arange(rows), side="right") - 1
+    keys = [(mixture.stages[i].name, made.names[k]) for i, k in zip(in_stage, read, strict=True)]
+    assert planned == {key: n * row_tokens for key, n in collections.Counter(keys).items()}
     drawn = made.order.counts(rows)
     for k, name in enumerate(made.names):
         at = 5000 * (list(LENGTHS).index(name) + 1)
@@ -361,6 +272,7 @@ def test_no_token_is_lost_or_repeated_over_readers_resumes_and_epochs(folders, r
             {token: n for (token, target), n in pairs.items() if at <= token < at + 5000}
         )
         per_epoch = len(opened.plans[name])
+        assert drawn[k] <= mixture.max_epochs[name] * per_epoch + 1e-9
         whole, rest = divmod(int(drawn[k]), per_epoch)
         begins = at + np.cumsum(LENGTHS[name]) - LENGTHS[name]
         inputs = {

@@ -124,7 +124,7 @@ def test_a_soup_is_exported_and_trained_on(folder, capsys):
 
     root = export.Export(
         run=str(folder / "soup"), step=None, output=str(folder / "hf"),
-        tokenizer=str(folder / "soup" / "tokenizer"), dtype="float32",
+        tokenizer=str(folder / "soup" / "tokenizer"), dtype="float32", mesh=imported.MESH,
     )  # fmt: skip
     assert verb(folder, "export", root) == 0
     assert "logits within" in capsys.readouterr().out

@@ -57,7 +57,7 @@ _BLOCKS: tuple[tuple[int, str], ...] = (
     (0xFB50, "Arabic"), (0xFE00, "Common"), (0xFE70, "Arabic"), (0xFF00, "Common"),
     (0xFF21, "Latin"), (0xFF3B, "Common"), (0xFF41, "Latin"), (0xFF5B, "Common"),
     (0xFF66, "Kana"), (0xFFA0, "Hangul"), (0xFFE0, "Common"), (0x10000, "Other"),
-    (0x1F000, "Common"), (0x20000, "Han"), (0x32000, "Other"),
+    (0x1F000, "Common"), (0x20000, "Han"), (0x40000, "Other"),
 )  # fmt: skip
 
 

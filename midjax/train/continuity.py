@@ -281,6 +281,6 @@ def same_rows(origin: start_lib.Origin, position: Position, loader: loader_lib.L
     if not same:
         raise start_lib.StartError(
             f"The same recipe and data give other rows than {origin.run} read before step "
-            f"{origin.step}: a library shuffles differently. It was written with Grain "
-            f"{theirs['grain']}; install that version to resume it."
+            f"{origin.step}: this midjax orders rows differently. It was written by midjax "
+            f"{theirs['midjax']}; install that version to resume it."
         )

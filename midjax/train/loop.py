@@ -7,6 +7,7 @@ from typing import Any
 import grain
 import jax
 
+import midjax
 from midjax import checkpoint, log, units
 from midjax.batches import loader as loader_lib
 from midjax.mixture import plan as plan_lib
@@ -280,7 +281,7 @@ def _data_item(prepared: prepare_lib.Prepared, step: int) -> dict[str, Any]:
         "last_numbers": order.rows(next_row - len(last_rows), next_row)[1].tolist(),
         "seed": data.mixture.seed,
         "recipe_seed": prepared.recipe_seed,
-        "grain": grain.__version__,
+        "midjax": midjax.__version__,
     }
 
 

@@ -12,8 +12,8 @@ import tiny_run as tiny
 from midjax import __main__ as cli
 from midjax import checkpoint, config, export, files
 from midjax.average import methods
-from midjax.batches import loader, tokenize
-from midjax.corpora import text
+from midjax.batches import loader, tokenize, vocabulary
+from midjax.corpora import formats, text
 from midjax.evals import run as evals
 from midjax.mixture import stages as stages_lib
 
@@ -34,11 +34,21 @@ def stories(folder: pathlib.Path) -> loader.Data:
     sources = {}
     for name, part in (("train", texts[8:]), ("long", texts[:4]), ("short", texts[4:8])):
         (folder / f"{name}.txt").write_text(f"\n{SEPARATOR}\n".join(part))
-        sources[name] = text.PlainText(path=str(folder / f"{name}.txt"), separator=SEPARATOR)
+        sources[name] = text.PlainText(
+            path=str(folder / f"{name}.txt"),
+            separator=SEPARATOR,
+            format=formats.Text(field="text"),
+            max_bad_records=0,
+        )
+    tokenizer = vocabulary.FastTokenizer(
+        path=str(folder / "in" / "tokenizer"), bos_token="<s>", eos_token=None
+    )
     root = tokenize.Tokenize(
-        sources=sources, tokenizer=str(folder / "in" / "tokenizer"), bos_token="<s>",
-        eos_token=None, output=str(folder / "tokens"), shard_tokens=1_000_000,
-    )  # fmt: skip
+        sources=sources,
+        tokenizer=tokenizer,
+        output=str(folder / "tokens"),
+        shard_tokens=1_000_000,
+    )
     assert verb(folder, "tokenize", root) == 0
     return loader.Data(
         sources={"train": loader.Source(tokens=f"{folder}/tokens/train", packing="best_fit")},
@@ -114,7 +124,7 @@ def test_a_soup_is_exported_and_trained_on(folder, capsys):
 
     root = export.Export(
         run=str(folder / "soup"), step=None, output=str(folder / "hf"),
-        tokenizer=str(folder / "soup" / "tokenizer"), dtype="float32",
+        tokenizer=str(folder / "soup" / "tokenizer"), dtype="float32", mesh=imported.MESH,
     )  # fmt: skip
     assert verb(folder, "export", root) == 0
     assert "logits within" in capsys.readouterr().out

@@ -124,7 +124,7 @@ def test_another_shuffle_of_the_library_is_refused(source, monkeypatch):
     """The same recipe and files, and Grain gives other rows: as after a change of its shuffle."""
     prepare.prepare(tiny.train(source))
     monkeypatch.setattr("midjax.batches.loader._seed_of", lambda seed, name: seed + 1)
-    with pytest.raises(start.StartError, match=r"shuffles differently.*Grain \d"):
+    with pytest.raises(start.StartError, match=r"orders rows differently.*midjax \d"):
         prepare.prepare(tiny.train(source))
 
 

@@ -279,6 +279,8 @@ def _chunks(name: str, read: Callable[[int], None], begin: int, end: int | None)
             return
         import pyarrow  # not at the top: who reads no compressed text needs no pyarrow
 
+        if not size(name):  # no compressor writes nothing; the decompressors take it for no lines
+            raise EOFError("an empty file")
         expanded, limit = 0, expansion_limit(size(name))
         # Its decompressors, unlike the gzip and zstandard modules, have all that is needed: bounded
         # output per step, several streams in one file, and an error where a stream is cut off.

@@ -132,6 +132,18 @@ def test_a_damaged_stream_names_file_and_line(tmp_path, ending, compress):
         assert seen > 1000  # what comes before is given
 
 
+@COMPRESS
+def test_a_stream_that_is_cut_anywhere_is_an_error(tmp_path, ending, compress):
+    path = tmp_path / f"a.{ending}"
+    data = compress(b"some text\n" * 30)
+    for length in range(len(data)):
+        path.write_bytes(data[:length])
+        with pytest.raises(ValueError, match=r"is damaged or was cut off, in line 1"):
+            list(files.lines(str(path)))
+    path.write_bytes(data)
+    assert len(list(files.lines(str(path)))) == 30
+
+
 def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
     (tmp_path / "a").write_bytes(b"\xef\xbb\xbfone\n\xef\xbb\xbftwo\n")
     found = [line.data for line in files.lines(str(tmp_path / "a"))]

@@ -274,22 +274,8 @@ class Loader:
             total_rows=self.order.total_rows,
         )
         starts_lib.check_divides(starts, readers)
-        batches = grain.MapDataset.source(_Batches(self, starts, reader, readers))
-        # Local rows: no reading threads of Grain's own, which cost more than they save.
-        dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-        if self.data.workers and len(batches):
-            if not flags.FLAGS.is_parsed():
-                flags.FLAGS.mark_as_parsed()  # Grain reads one of its own
-            dataset = dataset.mp_prefetch(
-                grain.MultiprocessingOptions(
-                    num_workers=self.data.workers, per_worker_buffer_size=max(prefetch, 1)
-                )
-            )
-        elif prefetch:
-            dataset = grain.experimental.ThreadPrefetchIterDataset(
-                dataset, prefetch_buffer_size=prefetch
-            )
-        return _Iterator(dataset)
+        batches = _Batches(self, starts, reader, readers)
+        return _Iterator(_ahead(batches, self.data.workers, prefetch))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -338,6 +324,24 @@ class _Batches:
         """The rows of some batches from batch `first` on."""
         last = min(first + self._per_chunk, len(self))
         return self._loader.rows(int(self._starts[first]), int(self._starts[last]))
+
+
+def _ahead(batches: _Batches, workers: int, prefetch: int) -> grain.IterDataset:
+    """Batches that are made ahead, see `Loader.batches`."""
+    source = grain.MapDataset.source(batches)
+    # Local rows: no reading threads of Grain's own, which cost more than they save.
+    dataset = source.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    if workers and len(batches):
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain reads one of its own
+        return dataset.mp_prefetch(
+            grain.MultiprocessingOptions(
+                num_workers=workers, per_worker_buffer_size=max(prefetch, 1)
+            )
+        )
+    if prefetch:
+        return grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=prefetch)
+    return dataset
 
 
 class _Iterator(Iterator[tuple[batch_lib.Batch, np.ndarray]]):

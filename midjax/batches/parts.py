@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
@@ -26,6 +27,11 @@ from midjax import files
 FORMAT = 2
 MANIFEST = "manifest.json"
 _COLUMNS = ("lengths", "text_bytes", "offsets")
+# Whole names: a folder may hold other files, and corpora often come as `part-00000.jsonl`.
+_SHARD = re.compile(r"(tokens|loss)-\d{5,}-\d{5,}\.bin")
+_WORK = re.compile(r"part-\d{5,}-\d{5,}\.(json|ids\.jsonl|columns\.bin)|unit-\d{5,}\.json")
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]+\.tmp")
+_ENDS = frozenset([MANIFEST, "ids.jsonl", *(f"{column}.npy" for column in _COLUMNS)])
 _FILE_BUFFER_BYTES = 1 << 20
 _HELD_TOKENS = 1 << 16
 
@@ -67,20 +73,44 @@ def clear(folder: str) -> None:
     root = files.path(folder)
     (root / MANIFEST).unlink(missing_ok=True)
     for old in root.iterdir():
-        if old.name == "ids.jsonl" or _is_work(old.name) or old.suffix in (".bin", ".npy"):
+        if _is_work(old.name) or _is_made(old.name):
             old.unlink()
 
 
 def tidy(folder: str, shards: Collection[str]) -> None:
     """Removes what an interrupted run left beside a finished token folder of these shards."""
     for old in files.path(folder).iterdir():
-        if _is_work(old.name) or (old.suffix == ".bin" and old.name not in shards):
+        if _is_work(old.name) or (_SHARD.fullmatch(old.name) and old.name not in shards):
             old.unlink()
 
 
+def move(source: str, folder: str) -> None:
+    """Puts a finished token folder in the place of another; removes its own.
+
+    What is killed meanwhile is done by calling it again.
+    """
+    root = files.path(source)
+    manifest = files.read_json(root / MANIFEST)
+    # There is never a manifest beside half a folder, and ours says that not all is moved.
+    (files.path(folder) / MANIFEST).unlink(missing_ok=True)
+    for place in sorted(root.iterdir()):
+        if _is_made(place.name) and place.name != MANIFEST:
+            place.replace(files.path(folder) / place.name)
+    (root / MANIFEST).replace(files.path(folder) / MANIFEST)
+    root.rmtree()
+    tidy(folder, shard_files(manifest))
+
+
 def _is_work(name: str) -> bool:
-    temporary = name.startswith(".") and name.endswith(".tmp")
-    return temporary or name.startswith(("part-", "unit-"))
+    """Whether a file is of no use once the folder is finished."""
+    if temporary := _TEMPORARY.fullmatch(name):
+        return _is_made(temporary[1]) or _is_work(temporary[1])
+    return bool(_WORK.fullmatch(name))
+
+
+def _is_made(name: str) -> bool:
+    """Whether a file is part of a finished folder."""
+    return name in _ENDS or bool(_SHARD.fullmatch(name))
 
 
 def _record(place: Any, key: str) -> dict[str, Any] | None:

@@ -5,11 +5,13 @@ source --units--> processes: read, encode, write parts (workers, parts) --finish
 
 A run that was killed goes on where it stopped when the same command is run again, and what it
 leaves is the same, byte for byte, as if it had never been killed, with any number of processes.
+A finished folder is replaced only once the new one is whole.
 """
 
 import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,6 +21,9 @@ from midjax.corpora import chat, reading, sources
 from midjax.corpora import seqio as seqio_lib
 
 _LOCK = ".tokenize.lock"
+# In a finished folder: where its tokens are made anew. They take its place when they are whole, so
+# that a run that fails loses nothing.
+_NEW = ".new"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,7 +111,7 @@ class _Source:
 
     def __init__(self, config: Tokenize, name: str, reader: sources.Reader) -> None:
         self.name, self._reader = name, reader
-        self.folder = str(files.path(config.output) / name)
+        self.folder = self._work = str(files.path(config.output) / name)
         self._shard_tokens = config.shard_tokens
         self._tokenizer: workers.Tokenizer
         if isinstance(reader, seqio_lib.SeqioTask):
@@ -119,6 +124,7 @@ class _Source:
         self.tokenizer_hash = encoder.facts["tokenizer_hash"]
         self._special_ids = {name: key for key, name in encoder.special_ids.items()}
         self._units: list[reading.Unit] = reader.units()
+        _refuse_own_input(name, self.folder, self._units)
         self._records: dict[int, dict[str, Any]] = {}
         self._tally = reading.Tally()
         # All that the tokens depend on, besides the input.
@@ -129,7 +135,27 @@ class _Source:
 
     def finished(self) -> dict[str, Any] | None:
         """The manifest of a folder that this run would make as it is; says where it would not."""
-        place = files.path(self.folder) / shards.MANIFEST
+        new = files.path(self.folder) / _NEW
+        changed = self._changed(self.folder)
+        if changed != [] and self._changed(str(new)) == []:  # stopped just before the end
+            parts.move(str(new), self.folder)
+            changed = []
+        if changed is None:
+            return None
+        if changed:
+            log.say(f"tokenize {self.name}: made anew, as this changed: {', '.join(changed)}")
+            return None
+        shards.verify(self.folder)
+        manifest = files.read_json(files.path(self.folder) / shards.MANIFEST)
+        parts.tidy(self.folder, parts.shard_files(manifest))
+        if new.exists():  # of a change that was undone
+            new.rmtree()
+        log.say(f"tokenize {self.name}: {self.folder} is up to date, kept")
+        return manifest
+
+    def _changed(self, folder: str) -> list[str] | None:
+        """What of a finished folder is not as this run would have it; None of no such folder."""
+        place = files.path(folder) / shards.MANIFEST
         if not place.exists():
             return None
         manifest = files.read_json(place)
@@ -139,35 +165,34 @@ class _Source:
         inputs = manifest.get("inputs", {})
         if not changed and inputs != {unit.key: unit.fingerprint() for unit in self._units}:
             changed.append("input")
-        if changed:
-            log.say(f"tokenize {self.name}: made anew, as this changed: {', '.join(changed)}")
-            return None
-        shards.verify(self.folder)
-        parts.tidy(self.folder, parts.shard_files(manifest))
-        log.say(f"tokenize {self.name}: {self.folder} is up to date, kept")
-        return manifest
+        return changed
 
     def prepare(self) -> None:
         """Makes room: keeps the parts of an unfinished run, unless it had other settings."""
-        root = files.path(self.folder)
+        new = files.path(self.folder) / _NEW
+        if (files.path(self.folder) / shards.MANIFEST).exists():
+            self._work = str(new)
+        elif new.exists():
+            new.rmtree()
+        root = files.path(self._work)
         root.mkdir(parents=True, exist_ok=True)
         if (root / shards.MANIFEST).exists():
-            parts.clear(self.folder)
+            parts.clear(self._work)
             return
         key = workers.settings_key(self._wanted, self._shard_tokens)
-        if not all(found.startswith(key) for found in parts.keys(self.folder)):
+        if not all(found.startswith(key) for found in parts.keys(self._work)):
             log.say(
                 f"tokenize {self.name}: begun anew: an unfinished run in {self.folder} had another "
                 "tokenizer, reader or shard_tokens"
             )
-            parts.clear(self.folder)
+            parts.clear(self._work)
 
     def jobs(self) -> Iterator[workers.Job]:
         """What is to do, in order."""
         for number, unit in enumerate(self._units):
             yield workers.Job(
                 source=self.name,
-                folder=self.folder,
+                folder=self._work,
                 reader=self._reader,
                 unit=unit,
                 number=number,
@@ -199,7 +224,7 @@ class _Source:
         records = [self._records[number] for number in range(len(self._units))]
         counts = [record["parts"] for record in records]
         seen = lint.Counts()
-        for part in parts.part_records(self.folder, counts):
+        for part in parts.part_records(self._work, counts):
             seen.add(part["notes"])
         dtype = parts.token_dtype(self._wanted["vocab_size"])
         facts = self._wanted | {
@@ -210,7 +235,9 @@ class _Source:
             "lint": seen.to_json(),
             "special_ids": {name: self._special_ids[name] for name in sorted(seen.special)},
         }
-        manifest = parts.finish(self.folder, counts, facts)
+        manifest = parts.finish(self._work, counts, facts)
+        if self._work != self.folder:
+            parts.move(self._work, self.folder)
         self._tell(manifest, sum(record["kept"] for record in records))
         return manifest
 
@@ -242,6 +269,18 @@ def _described(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
+def _refuse_own_input(name: str, folder: str, units: list[reading.Unit]) -> None:
+    """A source is not written into the folder that it is read from: its next run would read it."""
+    own = os.path.realpath(folder)
+    for unit in units:
+        for file, _, _ in unit.pieces:
+            if os.path.realpath(os.path.dirname(str(files.path(file)))) == own:
+                raise ValueError(
+                    f"Source {name!r} reads {file}, and its tokens would be written into the same "
+                    "folder. Give Tokenize.output another one, or the source another name."
+                )
+
+
 def _refuse_different(hashes: Mapping[str, str]) -> None:
     """Sources of one run are of one tokenizer."""
     if len(set(hashes.values())) > 1:
@@ -261,7 +300,7 @@ def _refuse_other_tokenizers(output: str, made: Mapping[str, "_Source"]) -> None
     # Names of sources have one slash at most, by custom; object stores do not look deeper at once.
     depths = (f"*/{shards.MANIFEST}", f"*/*/{shards.MANIFEST}")
     for place in sorted(place for depth in depths for place in root.glob(depth)):
-        if str(place.parent) in mine:
+        if str(place.parent) in mine or place.parent.name == _NEW:
             continue
         found = files.read_json(place).get("tokenizer_hash")
         if found not in (None, wanted):

@@ -88,7 +88,7 @@ class PlainText(reading.Reader):
                 held = []  # not kept in memory: the document is dropped anyway
             else:
                 held.append(text)
-        if held or reason:
+        if held or reason or (number == 1 and not size):  # an empty file is dropped, and counted
             yield found()
 
 

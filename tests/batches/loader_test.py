@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from midjax.batches import batch as batch_lib
 from midjax.batches import loader as loader_lib
 from midjax.batches import shards
+from midjax.mixture import plan as plan_lib
 from midjax.mixture import stages as stages_lib
 
 T, B, ROWS = 8, 4, 720
@@ -197,7 +198,7 @@ def folders(tmp_path_factory):
 
 @st.composite
 def runs(draw):
-    """(sources by packing, stages, T, seed, block rows, rows of the run)."""
+    """(sources by packing, mixture, T, rows of the run)."""
     names = draw(st.lists(st.sampled_from(sorted(LENGTHS)), min_size=1, unique=True))
     packings = {n: draw(st.sampled_from(["concat", "first_fit", "best_fit"])) for n in names}
     row_tokens, rows = draw(st.integers(4, 24)), draw(st.integers(20, 150))
@@ -209,7 +210,15 @@ def runs(draw):
         )
         for i, start in enumerate(starts)
     ]
-    return packings, stages, row_tokens, draw(st.integers(0, 99)), draw(st.integers(1, 30)), rows
+    caps = {n: draw(st.floats(0.5, 4)) for n in names}
+    mixture = stages_lib.Mixture(
+        stages=tuple(stages),
+        max_epochs=caps | {names[0]: 1e6},  # one to which the others' shares can be shifted
+        seed=draw(st.integers(0, 99)),
+        block_rows=draw(st.integers(1, 30)),
+        over_cap="shift",
+    )
+    return packings, mixture, row_tokens, rows
 
 
 @hypothesis.given(
@@ -220,18 +229,15 @@ def runs(draw):
 )
 @hypothesis.settings(max_examples=60, deadline=None)
 def test_no_token_is_lost_or_repeated_over_readers_resumes_and_epochs(folders, run, segments):
-    """Whatever the mixture: what was drawn of a source is its epochs, token for token."""
-    packings, stages, row_tokens, seed, block_rows, rows = run
+    """Whatever the mixture: what was drawn of a source is its epochs, token for token, and as much
+    of it in each stage as the printed plan says."""
+    packings, mixture, row_tokens, rows = run
     sources = {
         n: loader_lib.Source(tokens=folders[n], packing=packing) for n, packing in packings.items()
     }
-    mixture = stages_lib.Mixture(
-        stages=tuple(stages), max_epochs=dict.fromkeys(sources, 1e6), seed=seed,
-        block_rows=block_rows,
-    )  # fmt: skip
     data = loader_lib.Data(sources=sources, mixture=mixture, row_tokens=row_tokens, batch_rows=1)
     opened = loader_lib.Opened(data)
-    pairs = collections.Counter()
+    pairs, read = collections.Counter(), []
     next_row = 0
     while next_row < rows:
         readers, each, batches = segments[0]
@@ -244,7 +250,8 @@ def test_no_token_is_lost_or_repeated_over_readers_resumes_and_epochs(folders, r
             for r in range(readers)
         ]
         for _, *shares in zip(range(batches), *parts, strict=False):
-            for batch, _ids in shares:
+            for batch, ids in shares:
+                read += ids[:, 0].tolist()
                 real = batch.weights > 0
                 pairs.update(zip(batch.tokens[real], batch.targets[real], strict=True))
             next_row += readers * each
@@ -252,6 +259,12 @@ def test_no_token_is_lost_or_repeated_over_readers_resumes_and_epochs(folders, r
             part.close()
         if rows - next_row < readers * each:
             segments = [(1, 1, rows)]  # the rest, row by row
+    assert len(read) == rows
+    planned = {(r.stage, r.source): r.tokens for r in plan_lib.rows(made.order) if r.tokens}
+    starts = [stage.start_tokens // row_tokens for stage in mixture.stages]
+    in_stage = np.searchsorted(starts, np.arange(rows), side="right") - 1
+    keys = [(mixture.stages[i].name, made.names[k]) for i, k in zip(in_stage, read, strict=True)]
+    assert planned == {key: n * row_tokens for key, n in collections.Counter(keys).items()}
     drawn = made.order.counts(rows)
     for k, name in enumerate(made.names):
         at = 5000 * (list(LENGTHS).index(name) + 1)
@@ -259,6 +272,7 @@ def test_no_token_is_lost_or_repeated_over_readers_resumes_and_epochs(folders, r
             {token: n for (token, target), n in pairs.items() if at <= token < at + 5000}
         )
         per_epoch = len(opened.plans[name])
+        assert drawn[k] <= mixture.max_epochs[name] * per_epoch + 1e-9
         whole, rest = divmod(int(drawn[k]), per_epoch)
         begins = at + np.cumsum(LENGTHS[name]) - LENGTHS[name]
         inputs = {

@@ -114,7 +114,10 @@ def test_clear_leaves_nothing_but_what_is_not_its_own(whole):
     folder, *_ = whole
     write_unit(folder, 0)
     (folder / ".tokens-00000-00000.bin.1f.tmp").write_text("x")
-    (folder / "notes.md").write_text("mine")
+    others = ("notes.md", "part-00000.jsonl", "part-00000-c000.parquet", "model.bin", "unit-1.json")
+    for name in (*others, ".mine.tmp"):
+        (folder / name).write_text("mine")
     (folder / "sub").mkdir()
+    parts.tidy(str(folder), whole[2]["shards"])
     parts.clear(str(folder))
-    assert sorted(p.name for p in folder.iterdir()) == ["notes.md", "sub"]
+    assert sorted(p.name for p in folder.iterdir()) == sorted([*others, ".mine.tmp", "sub"])

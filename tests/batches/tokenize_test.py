@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Token folders against the tokenizer itself, and what a second run does."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -8,6 +9,7 @@ import pathlib
 import fake_bucket
 import pytest
 import tokenizers
+from etils.epath import gpath
 from tokenizers import models, pre_tokenizers, trainers
 
 from midjax import demo_data, files
@@ -218,6 +220,77 @@ def test_a_changed_tokenizer_makes_its_sources_anew_and_does_not_mix(tmp_path, c
     tokenize.run(apart)  # now they are of one tokenizer
 
 
+def test_a_failing_run_loses_nothing_that_was_finished(config, tmp_path):
+    tokenize.run(config)
+    before = content(pathlib.Path(config.output) / "s")
+    path = pathlib.Path(config.sources["s"].path)
+    good = path.read_text()
+    path.write_text(good + "{\n")  # one bad line more than the budget
+    with pytest.raises(ValueError, match="2 bad records"):
+        tokenize.run(config)
+    after = content(pathlib.Path(config.output) / "s")
+    assert {name: after[name] for name in before} == before
+    assert shards.TokenSource(f"{config.output}/s").ids() == ["d0", "d1", "d2", "d3"]
+    path.write_text(good)
+    tokenize.run(config)
+    assert content(pathlib.Path(config.output) / "s") == before
+
+
+def test_killed_while_new_tokens_take_the_place_of_old_ones(config, tmp_path, monkeypatch):
+    """Killed before every step of it: a rerun leaves what a fresh run would have made."""
+    path = files.path(config.sources["s"].path)
+    short, long = (json.dumps({"id": "x", "text": "a " * n}) + "\n" for n in (9, 99))
+    path.write_text(short)
+    fresh = dataclasses.replace(config, output=str(tmp_path / "fresh"))
+    tokenize.run(fresh)
+    expected, real, steps = content(fresh.output), workers.parts.move, range(99)
+    for step in steps:
+        path.write_text(long * 2)  # more shards than there will be
+        here = dataclasses.replace(config, output=str(tmp_path / str(step)))
+        tokenize.run(here)
+        path.write_text(short)
+
+        def move(source, folder, step=step):
+            left = iter(range(step))
+            with monkeypatch.context() as patch:
+                for name in ("unlink", "replace", "rmtree"):
+                    patch.setattr(gpath.PosixGPath, name, dying(name, left))
+                real(source, folder)
+
+        with monkeypatch.context() as patch, contextlib.suppress(RuntimeError):
+            patch.setattr(workers.parts, "move", move)
+            tokenize.run(here)
+            assert content(here.output) == expected
+            break
+        tokenize.run(here)
+        assert content(here.output) == expected, step
+    assert 7 < step < len(steps) - 1
+
+
+def dying(name, left):
+    """A method of paths that fails once none are left."""
+    real = getattr(gpath.PosixGPath, name)
+
+    def method(self, *args, **kwargs):
+        if next(left, None) is None:
+            raise RuntimeError("killed")
+        return real(self, *args, **kwargs)
+
+    return method
+
+
+def test_a_source_is_not_written_where_it_is_read(config):
+    path = pathlib.Path(config.sources["s"].path)
+    folder = path.parent / "in"
+    folder.mkdir()
+    path.rename(folder / "part-00000.jsonl")
+    source = dataclasses.replace(config.sources["s"], path=str(folder / "part-*.jsonl"))
+    here = dataclasses.replace(config, sources={"in": source}, output=str(path.parent))
+    with pytest.raises(ValueError, match="'in' reads .*part-00000.jsonl, and its tokens would be"):
+        tokenize.run(here)
+    assert sorted(p.name for p in folder.iterdir()) == ["part-00000.jsonl"]
+
+
 def stopped_after(config, parts, monkeypatch):
     """Runs until so many parts are written, then dies as of a bug."""
     real, left = workers.parts.PartWriter._close_part, [parts]
@@ -300,3 +373,10 @@ def test_a_bucket_holds_what_a_local_folder_would(several, monkeypatch):
     assert source.ids() == same.ids()
     tokenize.run(there)  # kept
     assert {name: file.getvalue() for name, file in bucket.store.items()} == stored
+    first = pathlib.Path(several.sources["qa"].path).with_name("qa-0.jsonl")
+    first.write_text('{"q": "another", "a": "one"}\n')
+    for made in (several, there):
+        tokenize.run(made)  # anew, and in the place of the old
+    found = {k.removeprefix(prefix): file.getvalue() for k, file in bucket.store.items()}
+    assert found != local
+    assert found == {k: v for k, v in content(several.output).items() if not k.startswith(".")}

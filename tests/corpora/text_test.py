@@ -189,6 +189,14 @@ def test_plain_text_whole_files(tmp_path, monkeypatch):
     assert [d.text for d in documents] == ["a\na", "b\nb"]
 
 
+@pytest.mark.parametrize("separator", [None, "---"])
+def test_an_empty_file_is_counted(tmp_path, separator):
+    for name, content in (("a", ""), ("b", "text\n"), ("c", "\n")):
+        (tmp_path / f"{name}.txt").write_text(content)
+    documents, tally = reader.read(plain(tmp_path / "*.txt", separator, bad=2))
+    assert [d.text for d in documents] == ["text"] and tally.dropped == {"empty text": 2}
+
+
 def test_a_document_that_is_not_utf8_or_too_long_is_dropped_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "MAX_LINE_BYTES", 100)
     path = tmp_path / "a.txt"

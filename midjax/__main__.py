@@ -48,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         verb.run(rest)
-    except (ValueError, OSError) as error:
+    except Exception as error:
+        if not isinstance(error, ValueError | OSError) and not _of_a_bucket(error):
+            raise
         # What a user gave, or the machine's disk, does not fit. Other kinds are bugs for sure and
         # keep their traceback; where one of these is a bug, the variable shows its traceback too.
         if os.environ.get("MIDJAX_TRACEBACK"):
@@ -56,6 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"midjax {name}: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _of_a_bucket(error: Exception) -> bool:
+    """TensorFlow reads gs:// where it is installed, and has errors of its own kind."""
+    return type(error).__module__.startswith("tensorflow.python.framework.errors")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,3 +42,22 @@ def test_mistakes_are_one_message_and_exit_code_2(capsys, line, message):
     assert cli.main(line) == 2
     found = capsys.readouterr()
     assert message in found.err and "Traceback" not in found.err and not found.out
+
+
+def test_an_error_of_a_bucket_is_one_message_and_a_bug_keeps_its_traceback(capsys, monkeypatch):
+    kind = type(
+        "NotFoundError", (Exception,), {"__module__": "tensorflow.python.framework.errors_impl"}
+    )
+
+    def fails(error):
+        def run(arguments):
+            raise error
+
+        return cli.Verb(run, "", "")
+
+    monkeypatch.setitem(cli.VERBS, "tokenize", fails(kind("gs://b/x: no such object")))
+    assert cli.main(["tokenize"]) == 2
+    assert capsys.readouterr().err == "midjax tokenize: gs://b/x: no such object\n"
+    monkeypatch.setitem(cli.VERBS, "tokenize", fails(KeyError("bug")))
+    with pytest.raises(KeyError):
+        cli.main(["tokenize"])

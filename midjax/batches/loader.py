@@ -77,7 +77,8 @@ class Data:
     """What a run reads.
 
     Attributes:
-      sources: name -> token folder; the mixture's stages give their weights.
+      sources: name -> token folder; the mixture's stages give their weights. Under another name
+        a source begins anew.
       mixture: staged weights, caps, seed.
       row_tokens: T, tokens per row.
       batch_rows: B, rows per optimizer step, over all hosts.

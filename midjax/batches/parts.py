@@ -303,9 +303,12 @@ def finish(folder: str, units: Sequence[int], facts: dict[str, Any]) -> dict[str
     documents = sum(shard["documents"] for shard in shards.values())
     places = [(unit, part) for unit, count in enumerate(units) for part in range(count)]
     text_bytes = _join_columns(root, places, documents)
+    ids = [np.empty(0, np.int64)]
     with _whole(root / "ids.jsonl") as file:
         for unit, part in places:
-            file.write((root / name_of("part", unit, part, ".ids.jsonl")).read_bytes())
+            lines = (root / name_of("part", unit, part, ".ids.jsonl")).read_bytes()
+            file.write(lines)
+            ids.append(np.fromiter(map(hash, lines.splitlines()), np.int64))
     for name in (*shards, *(f"{column}.npy" for column in _COLUMNS), "ids.jsonl"):
         _to_disk(root / name)  # the manifest promises them, also after a power cut
     hashes = [shard["sha256"] + (shard["loss_sha256"] or "") for shard in shards.values()]
@@ -316,6 +319,7 @@ def finish(folder: str, units: Sequence[int], facts: dict[str, Any]) -> dict[str
         "tokens": sum(shard["tokens"] for shard in shards.values()),
         "loss_tokens": loss_tokens,
         "text_bytes": text_bytes,
+        "repeated_ids": documents - len(np.unique(np.concatenate(ids))),
         "shards": shards,
         "content_hash": files.sha256("".join(hashes).encode()),
     }

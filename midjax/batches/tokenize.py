@@ -249,6 +249,11 @@ class _Source:
             f"tokenize {self.name}: {manifest['documents']} documents{kept_text}, "
             f"{units.human(manifest['tokens'])} tokens, {rate:.2f} bytes per token{drops}"
         )
+        if repeated := manifest["repeated_ids"]:
+            log.say(
+                f"tokenize {self.name}: warning: {repeated} documents have the id of another one: "
+                "ids.jsonl does not tell them apart. Name a unique id_field, or None."
+            )
         for warning in lint.warnings(manifest["lint"], manifest["documents"]):
             log.say(f"tokenize {self.name}: warning: {warning}")
 

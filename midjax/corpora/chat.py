@@ -26,8 +26,9 @@ class Chat:
     second and of the whole, as in templates that leave out the reasoning of earlier turns, the
     record is dropped and counted.
 
-    A record in which a message's own text holds a special token's string is dropped and counted:
-    it would end its turn, or begin another, in the tokens.
+    Content in parts is joined where all of them are text; other parts, and an answer without any
+    content, drop the record. So does a message whose own text holds a special token's string: it
+    would end its turn, or begin another, in the tokens.
 
     Attributes:
       messages_field: field with the list of messages.
@@ -117,7 +118,9 @@ class _Renderer:
                 raise formats.Drop(f"a message without a string {chat.role_key!r}")
             made = {"role": chat.roles.get(role, role)} | made
             if content is not None:
-                made["content"] = content
+                made["content"] = _text(content)
+            if made == {"role": ANSWERER} or made == {"role": ANSWERER, "content": ""}:
+                raise formats.Drop("an answer without content")
             if found := next(filter(None, map(self._special.search, _strings(made))), None):
                 raise formats.Drop(f"a message holds the special token {found[0]!r}")
             reasoning = next((made[name] for name in _REASONING if name in made), None)
@@ -160,6 +163,22 @@ class _Renderer:
             else:
                 spans.append((len(before), len(until)))
         return tuple(spans)
+
+
+def _text(content: Any) -> str:
+    """The text of a message, which may be given in parts: few templates can tell them from text."""
+    if isinstance(content, str):
+        return content
+    texts = [
+        part.get("text")
+        for part in (content if isinstance(content, list) else [None])
+        if isinstance(part, Mapping) and part.get("type") == "text"
+    ]
+    if not isinstance(content, list) or len(texts) != len(content):
+        raise formats.Drop("a message's content is neither text nor parts of text")
+    if not all(isinstance(text, str) for text in texts):
+        raise formats.Drop("a message's content is neither text nor parts of text")
+    return "".join(texts)
 
 
 def _strings(value: Any) -> list[str]:

@@ -91,6 +91,13 @@ def test_documents_come_back_token_for_token(config):
     assert manifest["lint"]["spelled"] == {EOS: 1}
 
 
+def test_repeated_ids_are_told(config, tmp_path, capsys):
+    rows = [{"id": i, "text": "x"} for i in (1, 2, 1, "1", 3)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert tokenize.run(config)["s"]["repeated_ids"] == 2
+    assert "warning: 2 documents have the id of another one" in capsys.readouterr().out
+
+
 def test_any_number_of_processes_writes_the_same_bytes(several, tmp_path, capsys):
     one = dataclasses.replace(several, output=str(tmp_path / "1"))
     tokenize.run(one)

@@ -270,6 +270,8 @@ def test_other_names_of_keys_and_roles():
     assert shared.fields() == {"conversations"}
 
 
+PART = {"type": "text", "text": "a"}
+NO_TEXT = "a message's content is neither text nor parts of text"
 QUESTION, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 DROPS = [
     ({}, "no list of messages in field 'messages'"),
@@ -279,7 +281,13 @@ DROPS = [
     ({"messages": [{"content": "q"}]}, "a message without a string 'role'"),
     ({"messages": [QUESTION]}, "no answer in the conversation"),
     ({"messages": [{"role": "user", "content": b"\xff"}]}, "invalid UTF-8"),
-    ({"messages": [{"role": "user", "content": 5}, ANSWER]}, "refused by the chat template"),
+    ({"messages": [{"role": "user", "content": 5}, ANSWER]}, NO_TEXT),
+    (
+        {"messages": [QUESTION, {"role": "assistant", "content": [PART, {"type": "image"}]}]},
+        NO_TEXT,
+    ),
+    ({"messages": [QUESTION, {"role": "assistant", "content": None}]}, "an answer without content"),
+    ({"messages": [QUESTION, {"role": "assistant", "content": ""}]}, "an answer without content"),
     (
         {"messages": [{"role": "user", "content": "x<|im_end|>\n<|im_start|>assistant\n"}, ANSWER]},
         "a message holds the special token '<|im_end|>'",
@@ -289,6 +297,13 @@ DROPS = [
         "a message holds the special token '<|im_start|>'",
     ),
 ]
+
+
+def test_content_in_parts_of_text_is_their_text():
+    render = ANSWERS.open(facts(marked("chatml")))
+    parts = {"messages": [QUESTION, {"role": "assistant", "content": [PART, PART]}]}
+    joined = {"messages": [QUESTION, {"role": "assistant", "content": "aa"}]}
+    assert render(parts, "id") == render(joined, "id")
 
 
 @pytest.mark.parametrize(("record", "reason"), DROPS)

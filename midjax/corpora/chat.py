@@ -169,15 +169,12 @@ def _text(content: Any) -> str:
     """The text of a message, which may be given in parts: few templates can tell them from text."""
     if isinstance(content, str):
         return content
-    texts = [
-        part.get("text")
-        for part in (content if isinstance(content, list) else [None])
-        if isinstance(part, Mapping) and part.get("type") == "text"
-    ]
-    if not isinstance(content, list) or len(texts) != len(content):
-        raise formats.Drop("a message's content is neither text nor parts of text")
-    if not all(isinstance(text, str) for text in texts):
-        raise formats.Drop("a message's content is neither text nor parts of text")
+    texts = []
+    for part in content if isinstance(content, list) else [None]:
+        text = part.get("text") if isinstance(part, Mapping) else None
+        if not isinstance(text, str) or part.get("type") != "text":
+            raise formats.Drop("a message's content is neither text nor parts of text")
+        texts.append(text)
     return "".join(texts)
 
 

@@ -170,9 +170,10 @@ def _text(content: Any) -> str:
     if isinstance(content, str):
         return content
     texts = []
-    for part in content if isinstance(content, list) else [None]:
-        text = part.get("text") if isinstance(part, Mapping) else None
-        if not isinstance(text, str) or part.get("type") != "text":
+    for part in content if isinstance(content, list) else [{}]:
+        known = part if isinstance(part, Mapping) else {}
+        text = known.get("text")
+        if not isinstance(text, str) or known.get("type") != "text":
             raise formats.Drop("a message's content is neither text nor parts of text")
         texts.append(text)
     return "".join(texts)

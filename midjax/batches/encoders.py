@@ -47,7 +47,8 @@ class Vocabulary(abc.ABC):
     def encode(self, documents: Sequence[types.Document]) -> list[types.TokenDocument]:
         """Tokenizes documents; many at once are faster, and give the same as one by one."""
         bos, eos = self.facts["bos_id"], self.facts["eos_id"]
-        flat = array.array("i")  # its `fromlist` is the fastest way from a list to an array
+        # The fastest way from a list to an array; of type "i" it takes twice as long.
+        flat = array.array("I")
         ends, masks = [0], []
         for document, (ids, mask) in zip(documents, self._encode(documents), strict=True):
             has = document.special and len(ids) > 0

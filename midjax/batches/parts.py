@@ -46,9 +46,10 @@ def name_of(kind: str, unit: int, part: int, suffix: str) -> str:
     return f"{kind}-{unit:05d}-{part:05d}{suffix}"
 
 
-def unit_record(folder: str, unit: int, key: str) -> dict[str, Any] | None:
+def unit_record(folder: str, unit: int, key: Callable[[], str]) -> dict[str, Any] | None:
     """What `PartWriter.close` noted of a unit that is finished under this key, else None."""
-    return _record(files.path(folder) / f"unit-{unit:05d}.json", key)
+    place = files.path(folder) / f"unit-{unit:05d}.json"
+    return _record(place, key()) if place.exists() else None
 
 
 def part_records(folder: str, units: Sequence[int]) -> Iterator[dict[str, Any]]:
@@ -114,8 +115,6 @@ def _is_made(name: str) -> bool:
 
 
 def _record(place: Any, key: str) -> dict[str, Any] | None:
-    if not place.exists():
-        return None
     record = files.read_json(place)
     return record if record["key"] == key else None
 
@@ -142,7 +141,7 @@ class PartWriter:
     Args:
       folder: the token folder; exists.
       unit: number of the unit in its source.
-      key: hash of everything that the part depends on.
+      key: gives a hash of everything that the part depends on; asked for when it is needed.
       dtype: see `token_dtype`.
       shard_tokens: a part is closed once it holds this many tokens; documents are not cut.
       notes: what a part's record says besides, called once per part: of its documents alone.
@@ -158,7 +157,7 @@ class PartWriter:
         folder: str,
         unit: int,
         *,
-        key: str,
+        key: Callable[[], str],
         dtype: np.dtype,
         shard_tokens: int,
         notes: Callable[[], Any] = dict,
@@ -173,7 +172,8 @@ class PartWriter:
 
     def _finished(self, part: int) -> dict[str, Any] | None:
         """The record of a part that is there whole."""
-        record = _record(self._root / name_of("part", self._unit, part, ".json"), self._key)
+        place = self._root / name_of("part", self._unit, part, ".json")
+        record = _record(place, self._key()) if place.exists() else None
         if record is None:
             return None
         for name, expected in record["files"].items():
@@ -198,7 +198,7 @@ class PartWriter:
 
     def _close_part(self) -> None:
         assert self._part_files is not None
-        record = {"key": self._key} | self._part_files.close() | {"notes": self._notes()}
+        record = {"key": self._key()} | self._part_files.close() | {"notes": self._notes()}
         files.write_json(self._root / name_of("part", self._unit, self.parts, ".json"), record)
         self._part_files, self.parts = None, self.parts + 1
 
@@ -206,7 +206,7 @@ class PartWriter:
         """Ends the unit: closes its last part, notes `record` as the unit's; returns its parts."""
         if self._part_files is not None:
             self._close_part()
-        whole = {"key": self._key, "parts": self.parts} | record
+        whole = {"key": self._key(), "parts": self.parts} | record
         files.write_json(self._root / f"unit-{self._unit:05d}.json", whole)
         return self.parts
 

@@ -50,7 +50,7 @@ def write(
     files.path(folder).mkdir(parents=True, exist_ok=True)
     parts.clear(folder)
     dtype = token_dtype(facts["vocab_size"])
-    writer = parts.PartWriter(folder, 0, key="", dtype=dtype, shard_tokens=shard_tokens)
+    writer = parts.PartWriter(folder, 0, key=str, dtype=dtype, shard_tokens=shard_tokens)
     for key, text_bytes, tokens, *loss in documents:
         writer.add(key, text_bytes, np.asarray(tokens), *loss)
     return parts.finish(folder, [writer.close({})], facts | {"dtype": dtype.str})

@@ -34,8 +34,8 @@ from midjax.corpora import reading, sources
 
 # A batch for the tokenizer, small in memory: encodings take 100 to 200 bytes per character while
 # they are there.
-_BATCH_DOCUMENTS = 128
-_BATCH_CHARACTERS = 1_000_000
+_BATCH_DOCUMENTS = 32
+_BATCH_CHARACTERS = 250_000
 # Of the tokenizers library: whether it has threads of its own. Read at each call.
 _PARALLEL = "TOKENIZERS_PARALLELISM"
 _POLL_SECONDS = 0.5
@@ -269,8 +269,23 @@ def do(job: Job, encoder: encoders.Vocabulary, threads: int, advance: Advance) -
     Returns:
       The unit's record: parts, fingerprint, tally, kept (documents that were there).
     """
-    fingerprint = job.unit.fingerprint()
-    key = settings_key(job.depends, job.shard_tokens) + _hash([job.unit.key, fingerprint])
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        # The input is hashed while it is tokenized, unless an earlier run left parts to compare.
+        return _do(job, encoder, threads, advance, pool.submit(job.unit.fingerprint))
+
+
+def _do(
+    job: Job,
+    encoder: encoders.Vocabulary,
+    threads: int,
+    advance: Advance,
+    fingerprint: concurrent.futures.Future,
+) -> dict[str, Any]:
+    settings = settings_key(job.depends, job.shard_tokens)
+
+    def key() -> str:
+        return settings + _hash([job.unit.key, fingerprint.result()])
+
     counting = lint.Lint(encoder)
     writer = parts.PartWriter(
         job.folder,
@@ -295,7 +310,7 @@ def do(job: Job, encoder: encoders.Vocabulary, threads: int, advance: Advance) -
             writer.add(tokens.id, tokens.text_bytes, tokens.tokens, tokens.loss)
         advance(sum(len(tokens.tokens) for _, tokens in batch), tally.read_bytes - read_bytes)
         read_bytes = tally.read_bytes
-    record = {"unit": job.unit.key, "fingerprint": fingerprint, "tally": tally.to_json()}
+    record = {"unit": job.unit.key, "fingerprint": fingerprint.result(), "tally": tally.to_json()}
     count = writer.close(record)
     advance(0, job.unit.size_bytes - read_bytes)
     return record | {"parts": count, "kept": kept}
@@ -326,7 +341,7 @@ def _encoded(
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         for batch in batches:
             window.append(pool.submit(_encode, batch, encoder))
-            if len(window) > threads:
+            if len(window) > 2 * threads:
                 yield window.popleft().result()
         while window:
             yield window.popleft().result()

@@ -30,7 +30,12 @@ class Killed(Exception):
 def write_unit(folder, unit, *, key="k", documents=None, kill_at=None):
     """Writes a unit, or goes on writing it; dies before document `kill_at`."""
     writer = parts.PartWriter(
-        str(folder), unit, key=key, dtype=np.dtype("<u2"), shard_tokens=200, notes=lambda: {"n": 1}
+        str(folder),
+        unit,
+        key=lambda: key,
+        dtype=np.dtype("<u2"),
+        shard_tokens=200,
+        notes=lambda: {"n": 1},
     )
     kept = writer.documents
     for number, document in enumerate(documents or UNITS[unit]):
@@ -79,12 +84,12 @@ def test_a_killed_unit_goes_on_after_its_finished_parts(whole, tmp_path, kill_at
     again.mkdir()
     with pytest.raises(Killed):
         write_unit(again, 0, kill_at=kill_at)
-    assert parts.unit_record(str(again), 0, "k") is None
+    assert parts.unit_record(str(again), 0, lambda: "k") is None
     assert not (again / "manifest.json").exists()
     finished = [json.loads(p.read_text()) for p in again.glob("part-*.json")]
     _, kept = write_unit(again, 0)
     assert kept == sum(record["documents"] for record in finished) <= kill_at
-    assert parts.unit_record(str(again), 0, "k")["unit"] == 0
+    assert parts.unit_record(str(again), 0, lambda: "k")["unit"] == 0
     for unit in (1, 2):
         write_unit(again, unit)
     assert len(list(parts.part_records(str(again), counts))) == sum(counts)
@@ -95,7 +100,7 @@ def test_a_killed_unit_goes_on_after_its_finished_parts(whole, tmp_path, kill_at
 def test_parts_of_another_key_and_damaged_ones_are_written_anew(tmp_path):
     write_unit(tmp_path, 0)
     assert write_unit(tmp_path, 0)[1] == len(UNITS[0])
-    assert parts.unit_record(str(tmp_path), 0, "other") is None
+    assert parts.unit_record(str(tmp_path), 0, lambda: "other") is None
     assert write_unit(tmp_path, 0, key="other")[1] == 0
     second = tmp_path / "tokens-00000-00001.bin"
     first_documents = json.loads((tmp_path / "part-00000-00000.json").read_text())["documents"]

@@ -6,18 +6,14 @@ import pathlib
 
 import imported
 import pytest
+import stories
 import tiny_average
 import tiny_run as tiny
 
 from midjax import __main__ as cli
 from midjax import checkpoint, config, export, files
 from midjax.average import methods
-from midjax.batches import loader, tokenize, vocabulary
-from midjax.corpora import formats, text
 from midjax.evals import run as evals
-from midjax.mixture import stages as stages_lib
-
-SEPARATOR = "<|endoftext|>"
 
 
 def verb(folder: pathlib.Path, name: str, root, *more: str) -> int:
@@ -27,47 +23,15 @@ def verb(folder: pathlib.Path, name: str, root, *more: str) -> int:
     return cli.main([name, f"--gin_file={saved / 'config.gin'}", *more])
 
 
-def stories(folder: pathlib.Path) -> loader.Data:
-    """Tokens of TinyStories, to train on and to score, and a run's data of the former."""
-    whole = (imported.DATA / "tinystories" / "sample.txt").read_text()
-    texts = [story.strip() for story in whole.split(SEPARATOR) if story.strip()]
-    sources = {}
-    for name, part in (("train", texts[8:]), ("long", texts[:4]), ("short", texts[4:8])):
-        (folder / f"{name}.txt").write_text(f"\n{SEPARATOR}\n".join(part))
-        sources[name] = text.PlainText(
-            path=str(folder / f"{name}.txt"),
-            separator=SEPARATOR,
-            format=formats.Text(field="text"),
-            max_bad_records=0,
-        )
-    tokenizer = vocabulary.FastTokenizer(
-        path=str(folder / "in" / "tokenizer"), bos_token="<s>", eos_token=None
-    )
-    root = tokenize.Tokenize(
-        sources=sources,
-        tokenizer=tokenizer,
-        output=str(folder / "tokens"),
-        shard_tokens=1_000_000,
-    )
-    assert verb(folder, "tokenize", root) == 0
-    return loader.Data(
-        sources={"train": loader.Source(tokens=f"{folder}/tokens/train", packing="best_fit")},
-        mixture=stages_lib.Mixture(
-            stages=(stages_lib.Stage(name="all", start_tokens=0, weights={"train": 1.0}),),
-            max_epochs={"train": 10.0}, seed=0, block_rows=10,
-        ),
-        row_tokens=256,
-        batch_rows=4,
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """`in`, an import, and `a` and `b`, trained from it with different seeds."""
     folder = tmp_path_factory.mktemp("average")
     source = imported.stories_source()
     assert verb(folder, "import", imported.importing(folder / "in", source)) == 0
-    data = stories(folder)
+    parts = {"train": slice(8, None), "long": slice(4), "short": slice(4, 8)}
+    assert verb(folder, "tokenize", stories.tokenizing(folder, parts)) == 0
+    data = stories.data(folder, "train", batch_rows=4)
     for seed, name in enumerate("ab"):
         mixture = tiny.replace(data.mixture, seed=seed)
         recipe = training(folder, name, tiny.replace(data, mixture=mixture), run="in", steps=10)

@@ -7,16 +7,14 @@ import pathlib
 import imported
 import jax
 import pytest
+import stories
 import tiny_run as tiny
 import tokenizers
 
 from midjax import __main__ as cli
 from midjax import checkpoint, config, export, files
-from midjax.batches import loader, tokenize, vocabulary
-from midjax.corpora import formats, text
 from midjax.evals import run as evals
 from midjax.importing import huggingface
-from midjax.mixture import stages as stages_lib
 from midjax.model import hf, transformer
 
 
@@ -66,47 +64,12 @@ def test_a_maxtext_checkpoint_is_annealed_with_its_moments(tmp_path, capsys):
     assert "was written by `midjax import`, not by `midjax train`" in capsys.readouterr().err
 
 
-SEPARATOR = "<|endoftext|>"
-
-
-def stories(tmp_path: pathlib.Path, tokenizer: str) -> loader.Data:
-    """Tokens of TinyStories, and a run's data of them: rows of 256, 8 to a batch."""
-    # The separator stands on a line of its own, as the reader of plain text wants it.
-    whole = (imported.DATA / "tinystories" / "sample.txt").read_text()
-    texts = [story.strip() for story in whole.split(SEPARATOR) if story.strip()]
-    (tmp_path / "stories.txt").write_text(f"\n{SEPARATOR}\n".join(texts))
-    root = tokenize.Tokenize(
-        sources={
-            "stories": text.PlainText(
-                path=str(tmp_path / "stories.txt"),
-                separator=SEPARATOR,
-                format=formats.Text(field="text"),
-                max_bad_records=0,
-            )
-        },
-        tokenizer=vocabulary.FastTokenizer(path=tokenizer, bos_token="<s>", eos_token=None),
-        output=str(tmp_path / "tokens"),
-        shard_tokens=1_000_000,
-    )
-    assert verb(tmp_path, "tokenize", root) == 0
-    return loader.Data(
-        sources={
-            "stories": loader.Source(tokens=f"{tmp_path}/tokens/stories", packing="best_fit")
-        },
-        mixture=stages_lib.Mixture(
-            stages=(stages_lib.Stage(name="all", start_tokens=0, weights={"stories": 1.0}),),
-            max_epochs={"stories": 10.0}, seed=0, block_rows=10,
-        ),
-        row_tokens=256,
-        batch_rows=8,
-    )  # fmt: skip
-
-
 def test_stories260k_is_trained_evaluated_and_exported(tmp_path, capsys):
     run_dir, tokenizer = tmp_path / "in", str(tmp_path / "in" / "tokenizer")
     source = imported.stories_source()
     assert verb(tmp_path, "import", imported.importing(run_dir, source)) == 0
-    data = stories(tmp_path, tokenizer)
+    assert verb(tmp_path, "tokenize", stories.tokenizing(tmp_path, {"stories": slice(None)})) == 0
+    data = stories.data(tmp_path, "stories", batch_rows=8)
     model = source.open(None).model
 
     recipe = tiny.train(

@@ -121,7 +121,8 @@ def restored(run_dir: str, step: int, config: architecture.TransformerConfig, tx
     targets = {"params": transformer.abstract(config)}
     if tx is not None:
         state = jax.eval_shape(tx.init, targets["params"])
-        targets["opt_state"] = optimizer.to_parts(state)
+        count = jax.ShapeDtypeStruct((), "int32")
+        targets["opt_state"] = optimizer.to_parts(state) | {"schedule_count": count}
     targets = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), targets)
     found = checkpoint.restore(run_dir, step, targets)
     if tx is None:

@@ -13,7 +13,6 @@ from midjax.batches import loader as loader_lib
 from midjax.mixture import plan as plan_lib
 from midjax.model import context, sharding, transformer
 from midjax.train import metrics as metrics_lib
-from midjax.train import optimizer as optimizer_lib
 from midjax.train import prepare as prepare_lib
 from midjax.train import recipe, restore, unseen
 from midjax.train import start as start_lib
@@ -219,8 +218,8 @@ def _save(
     state: step_lib.TrainState,
 ) -> None:
     origin = prepared.origin
-    parts = optimizer_lib.to_parts(state.opt_state)
-    count = int(parts["schedule_count"])
+    parts = restore.saved_parts(state)
+    count = int(state.schedule_count)
     own = origin.kind == "own"
     facts = {
         "step": step,

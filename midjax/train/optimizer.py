@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Optax chain, with a name for each part so that a checkpoint can be mapped by name.
 
-    clip -> adam (count, mu, nu) -> decay -> schedule (count)
+    clip -> adam (count, mu, nu) -> decay
 
-Two counts on purpose: Adam's is the age of its moments (bias correction) and survives an anneal;
-the schedule's is the position on the learning rate curve and is reset by one.
+What it gives is a direction: the step multiplies it by minus the learning rate. Adam's count is the
+age of its moments (bias correction) and survives an anneal; the position on the learning rate curve
+is `TrainState.schedule_count`, which an anneal resets.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -52,10 +52,8 @@ class AdamW:
             )
 
 
-def make(
-    config: AdamW, learning_rate: Callable[[jax.Array], jax.Array]
-) -> optax.GradientTransformation:
-    """The chain; its state is a dict with the keys `clip`, `adam`, `decay`, `schedule`."""
+def make(config: AdamW) -> optax.GradientTransformation:
+    """The chain; its state is a dict with the keys `clip`, `adam`, `decay`."""
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     adam = optax.scale_by_adam(
         b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=jnp.dtype(config.moments_dtype)
@@ -63,10 +61,7 @@ def make(
     decay = optax.add_decayed_weights(
         config.weight_decay, mask=lambda params: decay_mask(config, params)
     )
-    schedule = optax.scale_by_learning_rate(learning_rate)
-    return optax.named_chain(
-        ("clip", clip), ("adam", adam), ("decay", decay), ("schedule", schedule)
-    )
+    return optax.named_chain(("clip", clip), ("adam", adam), ("decay", decay))
 
 
 # Parameters that always decay, by name. Experts are stacks of such matrices.
@@ -100,22 +95,16 @@ def decay_mask(config: AdamW, params: Any) -> Any:
 
 
 def to_parts(opt_state: Any) -> dict[str, Any]:
-    """Optimizer state -> what a checkpoint keeps, by name: moments and the two counts."""
-    adam, schedule = opt_state["adam"], opt_state["schedule"]
-    return {
-        "moments": {"mu": adam.mu, "nu": adam.nu},
-        "adam_count": adam.count,
-        "schedule_count": schedule.count,
-    }
+    """Optimizer state -> what a checkpoint keeps of it, by name: moments and their age."""
+    adam = opt_state["adam"]
+    return {"moments": {"mu": adam.mu, "nu": adam.nu}, "adam_count": adam.count}
 
 
 def from_parts(opt_state: Any, parts: dict[str, Any]) -> Any:
     """`opt_state` with the parts that are given put in their places."""
-    adam, schedule = opt_state["adam"], opt_state["schedule"]
+    adam = opt_state["adam"]
     if "moments" in parts:
         adam = adam._replace(mu=parts["moments"]["mu"], nu=parts["moments"]["nu"])
     if "adam_count" in parts:
         adam = adam._replace(count=parts["adam_count"])
-    if "schedule_count" in parts:
-        schedule = schedule._replace(count=parts["schedule_count"])
-    return opt_state | {"adam": adam, "schedule": schedule}
+    return opt_state | {"adam": adam}

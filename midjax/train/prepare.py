@@ -5,6 +5,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from midjax.batches import loader as loader_lib
 from midjax.mixture import order as order_lib
@@ -66,7 +67,7 @@ class Prepared(Mixed):
 
     Attributes:
       schedule: the learning rate of every update.
-      optimizer: the Optax chain with these rates.
+      optimizer: the Optax chain, whose updates the rate is still to scale.
       schedule_count: position on the schedule at the start.
     """
 
@@ -140,7 +141,7 @@ def prepare(config: recipe.Train) -> Prepared:
     mixed = mix(config)
     config, origin = mixed.config, mixed.origin
     curve, schedule_count = schedule(config, origin)
-    optimizer = optimizer_lib.make(config.optimizer, curve_lib.learning_rate(curve))
+    optimizer = optimizer_lib.make(config.optimizer)
     _check_model(origin, config.model, optimizer, mixed.opened.tokenizer_hash)
     continuity.same_rows(origin, mixed.position, mixed.loader)
     prepared = Prepared(
@@ -198,7 +199,8 @@ def _check_model(
     targets = {"params": transformer.abstract(model)}
     if "moments" in origin.parts:
         state = jax.eval_shape(optimizer.init, targets["params"])
-        targets["opt_state"] = optimizer_lib.to_parts(state)
+        number = jax.ShapeDtypeStruct((), jnp.int32)
+        targets["opt_state"] = optimizer_lib.to_parts(state) | {"schedule_count": number}
     continuity.arrays(origin, targets)
     where = f"{origin.run}, step {origin.step}"
     continuity.model(where, origin.manifest["model"], model)

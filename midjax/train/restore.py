@@ -40,14 +40,16 @@ def first_state(prepared: prepare_lib.Prepared, mesh: jax.sharding.Mesh) -> step
 
     with jax.set_mesh(mesh):
         if origin.run is not None:
-            return _restored(origin, abstract, init_opt, count)
+            return _restored(origin, abstract, init_opt, count, prepared.schedule_count)
         if origin.huggingface is not None:
             _, params = hf.load(origin.huggingface, targets=abstract.params)
         else:
             init = functools.partial(transformer.init, config.model)
             made = jax.jit(init, out_shardings=shardings.params)
             params = made(jax.random.key(config.seed))
-        return step_lib.TrainState(step=count(0), params=params, opt_state=init_opt(params))
+        return step_lib.TrainState(
+            step=count(0), schedule_count=count(0), params=params, opt_state=init_opt(params)
+        )
 
 
 def abstract_state(prepared: prepare_lib.Prepared, mesh: jax.sharding.Mesh) -> step_lib.TrainState:
@@ -64,9 +66,10 @@ def abstract_state(prepared: prepare_lib.Prepared, mesh: jax.sharding.Mesh) -> s
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
         )
 
-    step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
+    number: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
     return step_lib.TrainState(
-        step=step,
+        step=number,
+        schedule_count=number,
         params=with_shardings(shapes, param_shardings),
         opt_state=with_shardings(opt_shapes, opt_shardings),
     )
@@ -84,23 +87,33 @@ def _like_params(shape: Any, param_shardings: Any, replicated: Any) -> Any:
     )
 
 
+def saved_parts(state: step_lib.TrainState) -> dict[str, Any]:
+    """The item `opt_state` of a checkpoint, of arrays or of their shapes."""
+    return optimizer_lib.to_parts(state.opt_state) | {"schedule_count": state.schedule_count}
+
+
 def _restored(
-    origin: start_lib.Origin, abstract: step_lib.TrainState, init_opt: Any, count: Any
+    origin: start_lib.Origin,
+    abstract: step_lib.TrainState,
+    init_opt: Any,
+    count: Any,
+    schedule_count: int,
 ) -> step_lib.TrainState:
     assert origin.run is not None and origin.step is not None
     targets = {"params": abstract.params}
     if "moments" in origin.parts:
-        targets["opt_state"] = optimizer_lib.to_parts(abstract.opt_state)
+        targets["opt_state"] = saved_parts(abstract)
     restored = checkpoint.restore(origin.run, origin.step, targets)
     if "moments" in origin.parts:
-        found = restored["opt_state"]
-        if "schedule" not in origin.parts:
-            found = found | {"schedule_count": count(0)}
-        opt_state = optimizer_lib.from_parts(abstract.opt_state, found)
+        opt_state = optimizer_lib.from_parts(abstract.opt_state, restored["opt_state"])
     else:
         opt_state = init_opt(restored["params"])
-    step = count(origin.step if "step" in origin.parts else 0)
-    state = step_lib.TrainState(step=step, params=restored["params"], opt_state=opt_state)
+    state = step_lib.TrainState(
+        step=count(origin.step if "step" in origin.parts else 0),
+        schedule_count=count(schedule_count),
+        params=restored["params"],
+        opt_state=opt_state,
+    )
     prove(origin, state)
     return state
 

@@ -22,12 +22,15 @@ class TrainState:
     """What an update changes.
 
     Attributes:
-      step: updates done since the run began, int32 scalar.
+      step: updates since the run began, skipped ones included, int32 scalar.
+      schedule_count: position on the learning rate curve, int32 scalar. It moves with every batch,
+        applied or skipped: a decay ends where its tokens do.
       params: model parameters.
       opt_state: of the Optax chain in `optimizer.py`.
     """
 
     step: jax.Array
+    schedule_count: jax.Array
     params: Any
     opt_state: Any
 
@@ -159,8 +162,8 @@ def make_train_step(
     """Builds the pure train step; the caller jits it.
 
     With microbatches, microbatch m takes the rows m, m + M, ...: every device keeps its own rows.
-    An update whose loss or gradient is not finite is skipped: parameters, moments and both counts
-    stay, the step counts on, and the metric `skipped` is 1.
+    An update whose loss or gradient is not finite is skipped: parameters, moments and Adam's count
+    stay, the step and the schedule count on, and the metric `skipped` is 1.
     """
 
     def gradients(params: Any, batch: batch_lib.Batch) -> tuple[Any, dict[str, Any]]:
@@ -176,8 +179,9 @@ def make_train_step(
         grads, sums = gradients(state.params, batch)
         weight = sums["weight_by_source"].sum()
         grad_norm = optax.tree.norm(grads)
-        lr = learning_rate(state.opt_state["schedule"].count)
+        lr = learning_rate(state.schedule_count)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates = jax.tree.map(lambda u: -lr.astype(u.dtype) * u, updates)
         params = optax.apply_updates(state.params, updates)
         fine = jnp.isfinite(grad_norm) & jnp.isfinite(sums["nll"])
         params, opt_state = jax.tree.map(
@@ -198,6 +202,12 @@ def make_train_step(
         }
         if model.experts is not None:
             metrics |= _router_metrics(model.experts, sums["routers"])
-        return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        after = TrainState(
+            step=state.step + 1,
+            schedule_count=state.schedule_count + 1,
+            params=params,
+            opt_state=opt_state,
+        )
+        return after, metrics
 
     return train_step

@@ -89,7 +89,7 @@ def compiled(config: architecture.TransformerConfig, mesh: jax.sharding.Mesh, to
     def rate(step: jax.Array) -> jax.Array:
         return jnp.float32(1e-5)
 
-    optimizer = optimizer_lib.make(adamw, rate)
+    optimizer = optimizer_lib.make(adamw)
     prepared = types.SimpleNamespace(
         config=types.SimpleNamespace(model=config), optimizer=optimizer
     )

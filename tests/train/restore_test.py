@@ -25,7 +25,7 @@ def test_anneal_keeps_moments_and_resets_schedule_step_and_data(source):
         assert numpy_norm(tree) == pytest.approx(saved["norms"][name], rel=1e-6)
         assert saved["norms"][name] > 0
     assert int(adam.count) == 8
-    assert int(state.opt_state["schedule"].count) == 0 and int(state.step) == 0
+    assert int(state.schedule_count) == 0 and int(state.step) == 0
     assert prepared.first_step == 0 and prepared.first_row == 0
     assert prepared.schedule.peak_lr == pytest.approx(1e-2)
 
@@ -33,7 +33,7 @@ def test_anneal_keeps_moments_and_resets_schedule_step_and_data(source):
 def test_the_arrays_are_those_of_the_source_bit_for_bit(source):
     state = loop.begin(tiny.anneal(source)).state
     resumed = loop.begin(tiny.train(source)).state  # its own newest checkpoint
-    assert int(resumed.step) == 8 and int(resumed.opt_state["schedule"].count) == 8
+    assert int(resumed.step) == 8 and int(resumed.schedule_count) == 8
     for a, b in (
         (state.params, resumed.params),
         (state.opt_state["adam"].mu, resumed.opt_state["adam"].mu),

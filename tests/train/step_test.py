@@ -54,7 +54,7 @@ def batch():
 
 
 def make(microbatches=1, model=None, z=Z, optimizer=OPTIMIZER):
-    chain = optimizer_lib.make(optimizer, lambda count: jnp.float32(LR))
+    chain = optimizer_lib.make(optimizer)
     made = step_lib.make_train_step(
         model or tiny.model(), step_lib.Loss(z_loss_weight=z), chain,
         lambda count: jnp.float32(LR), sources=3, microbatches=microbatches,
@@ -64,7 +64,9 @@ def make(microbatches=1, model=None, z=Z, optimizer=OPTIMIZER):
 
 def begin(chain, of=None):
     of = params() if of is None else of
-    return step_lib.TrainState(step=jnp.int32(0), params=of, opt_state=chain.init(of))
+    return step_lib.TrainState(
+        step=jnp.int32(0), schedule_count=jnp.int32(0), params=of, opt_state=chain.init(of)
+    )
 
 
 def ours(updates=3):
@@ -167,7 +169,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted():
     state, _ = train_step(begin(chain), batch())
     broken = tiny.replace(batch(), weights=np.where(np.arange(T) == 3, np.inf, batch().weights))
     after, metrics = train_step(state, broken)
-    assert int(metrics["skipped"]) == 1 and int(after.step) == 2
+    assert int(metrics["skipped"]) == 1 and int(after.step) == int(after.schedule_count) == 2
     for x, y in zip(
         *map(jax.tree.leaves, ((state.params, state.opt_state), (after.params, after.opt_state))),
         strict=True,

@@ -17,12 +17,13 @@ def state(**kwargs) -> step.TrainState:
     """Row 5 of the embedding is short; Adam saw no gradient for row 9."""
     params = transformer.init(tiny.model(**kwargs), jax.random.key(0))
     params["embed"] = jnp.ones_like(params["embed"]).at[5].set(0.01)
-    made = optimizer.make(tiny.adamw(), lambda count: 1e-3)
+    made = optimizer.make(tiny.adamw())
     parts = optimizer.to_parts(made.init(params))
     nu = {**parts["moments"]["nu"], "embed": jnp.ones_like(params["embed"]).at[9].set(0.0)}
     moments = {"mu": parts["moments"]["mu"], "nu": nu}
     opt_state = optimizer.from_parts(made.init(params), {"moments": moments})
-    return step.TrainState(step=jnp.int32(0), params=params, opt_state=opt_state)
+    count = jnp.int32(0)
+    return step.TrainState(step=count, schedule_count=count, params=params, opt_state=opt_state)
 
 
 def test_short_rows_and_rows_without_a_gradient_are_told():

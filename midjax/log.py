@@ -34,8 +34,18 @@ class Journal:
         if not is_writer:
             return
         files.path(run_dir).mkdir(parents=True, exist_ok=True)
+        self._mend_events()
         if removed := self._truncate(step):
             self.event("rows_redone", step=step, rows=removed)
+
+    def _mend_events(self) -> None:
+        """Cuts off an event that a kill tore, or the next one would stand on its line."""
+        if not self._events.exists():
+            return
+        kept, newline, torn = self._events.read_bytes().rpartition(b"\n")
+        if torn:
+            files.write_text(self._events, (kept + newline).decode())
+            self.event("event_torn", was=torn.decode(errors="replace"))
 
     def _truncate(self, step: int) -> int:
         """Drops metric rows of steps after `step`; returns how many. A torn last line counts."""

@@ -73,3 +73,13 @@ def test_a_row_torn_by_a_kill_stops_no_restart(tmp_path, tail, kept):
     journal.metrics({"step": 3})
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
     assert [row["step"] for row in rows] == [*kept, 3]
+
+
+def test_an_event_torn_by_a_kill_is_cut_off_and_said(tmp_path):
+    log.Journal(str(tmp_path), step=0, is_writer=True).event("start")
+    with (tmp_path / "events.jsonl").open("ab") as file:
+        file.write('{"event": "caf\u00e9'.encode()[:-1])
+    log.Journal(str(tmp_path), step=0, is_writer=True).event("end")
+    events = read(tmp_path / "events.jsonl")
+    assert [e["event"] for e in events] == ["start", "event_torn", "end"]
+    assert events[1]["was"].startswith('{"event": "caf')

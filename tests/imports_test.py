@@ -31,13 +31,15 @@ TABLE: dict[str, set[str]] = {
     "trees": set(),
     "checkpoint": BASE | {"trees"},
     "average": BASE | {"model", "trees", "checkpoint"},
+    "trackers": BASE,
     "report": BASE,
     "launch": BASE,
     "curate": BASE | {"corpora"},
     "synthesize": BASE | {"corpora"},
     "batches": BASE | {"corpora", "mixture"},
     "evals": BASE | {"batches", "corpora", "mixture", "model"},
-    "train": BASE | {"mixture", "batches", "model", "trees", "checkpoint", "average", "evals"},
+    "train": BASE
+    | {"mixture", "batches", "model", "trees", "checkpoint", "average", "evals", "trackers"},
     "search": BASE | {"train", "evals", "mixture"},
     "plan": BASE | {"model", "checkpoint", "train"},
     "export": BASE | {"model", "checkpoint", "export_check"},
@@ -58,8 +60,20 @@ ONE_OWNER = {
     "pyarrow": {"corpora", "files"},
     "tensorflow_datasets": {"corpora.tfds"},
     "seqio": {"corpora.seqio", "batches.seqio"},
+    "tensorboardX": {"trackers.tools"},
+    "wandb": {"trackers.tools"},
+    "trackio": {"trackers.tools"},
 }
-NEVER_AT_MODULE_LEVEL = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio", "torch"}
+NEVER_AT_MODULE_LEVEL = {
+    "tensorflow",
+    "tensorflow_datasets",
+    "tensorflow_text",
+    "seqio",
+    "torch",
+    "tensorboardX",
+    "wandb",
+    "trackio",
+}
 NEVER = {"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve"}
 BANNED_CALLS = {"eval", "exec", "compile", "__import__"}
 

@@ -42,9 +42,7 @@ class Counts:
 class Sink:
     """One tracker, in a thread of its own."""
 
-    def __init__(
-        self, tool: tools_lib.Tool, run: tools_lib.Run, *, queue_rows: int
-    ) -> None:
+    def __init__(self, tool: tools_lib.Tool, run: tools_lib.Run, *, queue_rows: int) -> None:
         self.name = type(tool).__name__
         self.error: str | None = None  # the first
         self._tool, self._run = tool, run

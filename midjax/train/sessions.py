@@ -18,10 +18,10 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from midjax import files
+from midjax import files, units
 from midjax.train import goodput
 
-ROW_TIME = "perf/time"  # in rows of metrics.jsonl: when it was written, seconds since 1970
+ROW_TIME = "perf/time"  # see `speed`
 _TAIL_BYTES = 1 << 17  # holds the last row, also of a run with hundreds of sources
 
 
@@ -43,14 +43,21 @@ class Session:
 class Account:
     """What the run has cost so far, of which this process is the newest session.
 
+    Make it before the journal, which removes rows that will be computed again.
+
     Args:
       run_dir: of the run; its files are read as the last session left them.
       watch: of this process.
       first_step: from which this session goes on.
+
+    Attributes:
+      step: updates done, as the loop says. If the run goes on from here, nothing so far is lost.
+      skipped_updates: those of this session, likewise. Their time is in `step`.
     """
 
     def __init__(self, run_dir: str, watch: goodput.Stopwatch, *, first_step: int) -> None:
         before = read(run_dir)
+        self.step, self.skipped_updates = first_step, 0
         self._watch, self._session = watch, len(before) + 1
         self._past = settled(before, first_step)
         self._previous_end = before[-1].end if before else None
@@ -62,26 +69,27 @@ class Account:
         now = self._watch.seconds()
         return {name: past + now.get(name, 0.0) for name, past in self._past.items()}
 
-    def fields(self, step: int, *, skipped_updates: int, final: bool = False) -> dict[str, Any]:
-        """The fields of an event "goodput".
-
-        Args:
-          step: updates done; if the run goes on from here, nothing so far is lost.
-          skipped_updates: of this session. Their time is in `step`.
-          final: the last of this session.
-        """
+    def fields(self, *, final: bool = False) -> dict[str, Any]:
+        """The fields of an event "goodput"; `final` for the last one of a session."""
         run = self.seconds()
         return {
-            "step": step,
+            "step": self.step,
             "goodput": share(run),
             "run_seconds": _rounded(run),
             "session": self._session,
             "session_began": round(self._watch.began, 3),
             "session_seconds": _rounded(self._watch.seconds()),
             "previous_end": self._previous_end,
-            "skipped_updates": skipped_updates,
+            "skipped_updates": self.skipped_updates,
             "final": final,
         }
+
+    def sentence(self) -> str:
+        """`goodput 93 % of 12m03s: step 11m12s, compile 20s, ...`"""
+        run = self.seconds()
+        parts = [f"{name} {units.human_seconds(s)}" for name, s in run.items() if s >= 0.5]
+        whole = units.human_seconds(sum(run.values()))
+        return f"goodput {share(run):.0%} of {whole}: {', '.join(parts)}"
 
 
 def share(seconds: dict[str, float]) -> float:

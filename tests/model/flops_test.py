@@ -105,9 +105,13 @@ def dots(jaxpr, times=1):
 
 @pytest.mark.parametrize(
     "changed",
-    [{}, {"tied_head": True}, {"layers": 4, "layer_pattern": ("window", "full"), "window_tokens": 8}],
+    [
+        {},
+        {"tied_head": True},
+        {"layers": 4, "layer_pattern": ("window", "full"), "window_tokens": 8},
+    ],
     ids=["plain", "tied", "windows"],
-)  # fmt: skip
+)
 def test_products_in_the_traced_step(changed):
     """Without remat and padding, a step's products with parameters are 6 P each token, and the
     forward pass's products of queries, keys and values are 4 N H for each pair of a row, masked

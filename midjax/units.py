@@ -19,11 +19,20 @@ def rows_of_tokens(tokens: int, row_tokens: int) -> int:
 
 def human(amount: float) -> str:
     """`1234567` -> `'1.23M'` (powers of 1,000)."""
-    suffixes = ["", "K", "M", "B", "T"]
-    while abs(amount) >= 999.5 and len(suffixes) > 1:
+    return _scaled(amount, ("", "K", "M", "B", "T"))
+
+
+def human_bytes(amount: float) -> str:
+    """`1234567` -> `'1.23 MB'` (powers of 1,000)."""
+    return _scaled(amount, (" B", " KB", " MB", " GB", " TB"))
+
+
+def _scaled(amount: float, suffixes: tuple[str, ...]) -> str:
+    power = 0
+    while abs(amount) >= 999.5 and power < len(suffixes) - 1:
         amount /= 1000
-        suffixes.pop(0)
-    return f"{amount:.3g}{suffixes[0]}"
+        power += 1
+    return f"{amount:.3g}{suffixes[power]}"
 
 
 def human_seconds(seconds: float) -> str:

@@ -18,6 +18,13 @@ def test_human(amount, text):
 
 
 @pytest.mark.parametrize(
+    ("amount", "text"), [(0, "0 B"), (1_234_567, "1.23 MB"), (95e9, "95 GB"), (2e15, "2e+03 TB")]
+)
+def test_human_bytes(amount, text):
+    assert units.human_bytes(amount) == text
+
+
+@pytest.mark.parametrize(
     ("seconds", "text"),
     [(0.4, "0s"), (59, "59s"), (60, "1m00s"), (3725, "1h02m"), (90_000, "25h00m")],
 )

@@ -10,9 +10,10 @@
 
     records.py   reads files; a missing one is an error that names the command which makes it
     summary.py   the comparison with the control: changes, standard errors, the trade in words
-    training.py  what the runs did: stages asked and seen, totals, starts, skipped updates
+    training.py  what the runs did: stages asked and seen, totals, starts, speed, time, skips
     figure.py    Matplotlib -> SVG that takes its colours from the page (light and dark)
     plots.py     the plots
+    goodput_plot.py  where the time of each run went
     needle_plot.py  the needle test: lengths by depths
     page.py      the root `Report`, the HTML page and the terminal's table
 """

@@ -16,7 +16,7 @@ from rich import console as rich_console
 from rich import table as rich_table
 
 from midjax import files
-from midjax.report import figure, needle_plot, plots, records, summary, training
+from midjax.report import figure, goodput_plot, needle_plot, plots, records, summary, training
 
 TEMPLATE = "template.html.j2"
 
@@ -196,6 +196,7 @@ def _render(
         needles=needle_plot.read(columns),
         positions=[c for c in columns if c.result.get("by_position")],
         rate_plot=plots.learning_rates(runs),
+        goodput_plot=goodput_plot.plot(runs),
         runs=[_run_view(index, run, colors) for index, run in enumerate(runs)],
         events=[row for run in runs for row in training.event_rows(run)],
         samples=_samples(columns),

@@ -4,14 +4,14 @@
 import dataclasses
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from midjax import files, units
 from midjax.report import records
 
 # Events that are shown elsewhere, or in such numbers that a count says more.
-_COUNTED = ("checkpoint", "skipped")
+_COUNTED = ("checkpoint", "skipped", "goodput")
 _SHOWN_STEPS = 12
 
 
@@ -118,9 +118,8 @@ def skipped(run: records.Run) -> tuple[int, str]:
 
 
 def overview(run: records.Run) -> dict[str, str]:
-    """One line about a run: what it started from, how long it was, learning rate, speed."""
+    """One line about a run: start, length, learning rate, speed, memory, goodput."""
     lr = [x for x in run.column("lr") if math.isfinite(x)]
-    speed = [x for x in run.column("perf/tokens_per_second") if math.isfinite(x)]
     starts = _events(run, "start")
     updates = len(run.metrics)
     resumes = sum(event.get("kind") == "own" for event in starts)
@@ -131,10 +130,44 @@ def overview(run: records.Run) -> dict[str, str]:
         "updates": str(updates),
         "tokens": units.human(moved),
         "lr": f"{lr[0]:.3g} → {max(lr):.3g} → {lr[-1]:.3g}" if lr else "–",
-        "speed": f"{units.human(statistics.median(speed))} tokens/s" if speed else "–",
+        "speed": _median(run, "perf/tokens_per_second", lambda x: f"{units.human(x)} tokens/s"),
+        "mfu": _median(run, "perf/mfu", lambda x: f"{x:.1%}"),
+        "memory": _memory(run),
+        "goodput": _goodput(run),
         "skipped": str(skipped(run)[0]),
         "resumed": str(resumes),
     }
+
+
+def seconds(run: records.Run) -> dict[str, float]:
+    """Seconds of the run by bucket, over all of its processes, as it last said; empty if never."""
+    told = [event.get("run_seconds") for event in _events(run, "goodput")]
+    if not told or not isinstance(told[-1], dict):
+        return {}
+    found = {str(name): records.number(amount) for name, amount in told[-1].items()}
+    found = {name: amount for name, amount in found.items() if amount > 0}
+    return found if sum(found.values()) > 0 else {}
+
+
+def _goodput(run: records.Run) -> str:
+    found = seconds(run)
+    if not found:
+        return "–"
+    whole = sum(found.values())
+    return f"{found.get('step', 0.0) / whole:.0%} of {units.human_seconds(whole)}"
+
+
+def _median(run: records.Run, key: str, words: Callable[[float], str]) -> str:
+    known = [x for x in run.column(key) if math.isfinite(x)]
+    return words(statistics.median(known)) if known else "–"
+
+
+def _memory(run: records.Run) -> str:
+    """The most that a device held; where that is not known, the host."""
+    for key, where in (("perf/device_peak_bytes", ""), ("perf/host_peak_bytes", " (host)")):
+        if known := [x for x in run.column(key) if math.isfinite(x)]:
+            return f"{units.human_bytes(max(known))}{where}"
+    return "–"
 
 
 def _start_words(event: dict[str, Any]) -> str:

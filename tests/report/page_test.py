@@ -24,7 +24,8 @@ def write_run(folder, label, start):
          "epochs/code": s / 9, "epochs/prose": 0.0, "perf/tokens_per_second": 1000.0}
         for s in range(1, 6)
     ]  # fmt: skip
-    events = [start, {"event": "stage", "name": "sharp", "step": 1, "weights": {"code": 1.0}}]
+    events = [start, {"event": "stage", "name": "sharp", "step": 1, "weights": {"code": 1.0}},
+              {"event": "goodput", "run_seconds": {"step": 45.0, "start": 15.0}}]  # fmt: skip
     for name, lines in (("metrics", rows), ("events", events)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     (folder / "config.json").write_text(f'{{"seed": 1, "note": "{NASTY}"}}')
@@ -127,7 +128,8 @@ def test_the_page_is_whole_and_stands_alone(config, tmp_path):
     assert {link[1:] for link in found.links} <= set(found.ids)
     assert not {"script", "link", "img", "iframe"} & set(found.tags)
     assert "@import" not in text and not re.search(r"url\((?!#)", text)
-    assert found.tags.count("figure") == found.tags.count("figcaption") == 8
+    assert "75% of 1m00s" in text
+    assert found.tags.count("figure") == found.tags.count("figcaption") == 9
     words = " ".join(" ".join(found.text).split())
     for expected in (
         "A <mixture>",

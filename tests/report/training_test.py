@@ -111,6 +111,26 @@ def test_overview():
     assert found["resumed"] == "1" and found["lr"] == "0.1 → 0.4 → 0.4" and found["speed"] == "–"
 
 
+def test_overview_of_speed_memory_and_time():
+    rows = [
+        row(step, SHARP, (1, 1))
+        | {"perf/tokens_per_second": speed, "perf/mfu": speed / 1e4, "perf/host_peak_bytes": 2e9}
+        for step, speed in ((1, 100.0), (2, 4000.0), (3, 5000.0))
+    ]
+    told = [
+        {"event": "goodput", "run_seconds": {"step": s, "start": 30.0, "eval": 0.0}}
+        for s in (9, 90)
+    ]
+    found = training.overview(make(rows, told))
+    assert (found["speed"], found["mfu"]) == ("4K tokens/s", "40.0%")
+    assert (found["memory"], found["goodput"]) == ("2 GB (host)", "75% of 2m00s")
+    for each, peak in zip(rows, (3e9, 4e9, None), strict=True):
+        each["perf/device_peak_bytes"] = peak
+    assert training.overview(make(rows, []))["memory"] == "4 GB"
+    found = training.overview(make(ROWS, [{"event": "goodput", "run_seconds": None}]))
+    assert (found["mfu"], found["memory"], found["goodput"]) == ("–", "–", "–")
+
+
 def test_events_for_people():
     events = [
         start("anneal", "runs/pretrain", 3) | {"time": 100.0, "lr_in_force": 0.003}

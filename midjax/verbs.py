@@ -50,12 +50,14 @@ def _show_schedule(arguments: list[str]) -> None:
     """The learning rates of a `train` recipe: a table, and a plot in its run directory."""
     root = _load("train", arguments)
     from midjax.report import schedule_plot
-    from midjax.train import prepare
+    from midjax.train import prepare, timeline
     from midjax.train import start as start_lib
     from midjax.train.schedules import table
 
-    curve, position = prepare.schedule(root, start_lib.choose(root.start, root.run_dir))
-    print(table.text(table.rows(curve, position)))
+    origin = start_lib.choose(root.start, root.run_dir)
+    line = timeline.of(root.data, root.train_tokens, origin)
+    curve = prepare.schedule(root, origin, line)
+    print(table.text(table.rows(curve, line.first_count)))
     steps = table.sampled(curve)
     where = schedule_plot.write(
         f"{root.run_dir}/schedule.svg",
@@ -87,6 +89,9 @@ LOOSE_WHEN_RESUMING = (
     "data.mixture",
     "data.sources",
     "data.workers",
+    # Batches are what was asked for from here on; those before stay what they were.
+    "data.batch_rows",
+    "batch_lr_rule",
 )
 
 

@@ -75,7 +75,7 @@ def test_the_demo_is_what_it_claims():
     assert yarn.kind == "yarn" and yarn.factor == 4
     assert runs["extend"].data.row_tokens == 4 * runs["midtrain"].data.row_tokens
     stories = runs["stories"]
-    assert stories.start.kind == "weights" and stories.total_steps == 60
+    assert stories.start.kind == "weights" and stories.train_tokens == 60 * 256 * 8
     path, tokenizer = (str(imported.STORIES / name) for name in ("stories260K.bin", "tok512.bin"))
     assert stories.model == llama2c.Llama2c(path=path, tokenizer=tokenizer).open(None).model
 

@@ -45,7 +45,15 @@ def law(max_lr, *, steps=None, tokens=None, a=4.6, b=-0.51, name="law") -> phase
 
 
 def curve(
-    schedule, total_steps=50, *, batch=10, total_tokens=None, clock=None, lr_in_force=None, row=5
+    schedule,
+    total_steps=50,
+    *,
+    batch=10,
+    total_tokens=None,
+    clock=None,
+    lr_in_force=None,
+    row=5,
+    batch_rule="none",
 ) -> curve_lib.Curve:
     """Of a schedule, or of a tuple of phases."""
     clock = clock or clock_lib.constant(batch)
@@ -53,5 +61,10 @@ def curve(
         schedule = phases.Phases(phases=schedule)
     tokens = int(clock.tokens(total_steps)) if total_tokens is None else total_tokens
     return resolve.resolve(
-        schedule, clock=clock, total_tokens=tokens, row_tokens=row, lr_in_force=lr_in_force
+        schedule,
+        clock=clock,
+        total_tokens=tokens,
+        row_tokens=row,
+        lr_in_force=lr_in_force,
+        batch_rule=batch_rule,
     )

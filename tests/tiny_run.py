@@ -107,6 +107,7 @@ def train(folder: pathlib.Path, name: str = "run", *, steps: int = 8, **kwargs) 
         "loss": step.Loss(z_loss_weight=1e-3),
         "start": begin(),
         "train_tokens": steps * T * B,
+        "batch_lr_rule": "none",
         "microbatches": 1,
         "max_consecutive_skips": 3,
         "mesh": sharding.Mesh(data=1, fsdp=-1, tensor=1),

@@ -81,7 +81,7 @@ class Data:
         a source begins anew.
       mixture: staged weights, caps, seed.
       row_tokens: T, tokens per row.
-      batch_rows: B, rows per optimizer step, over all hosts.
+      batch_rows: B, rows per optimizer step, over all hosts; or a `Ramp` of them.
       workers: processes that make batches ahead; 0 is a thread of this one, which makes some
         10,000 rows a second. Never decides what is in a batch.
     """
@@ -89,11 +89,11 @@ class Data:
     sources: Mapping[str, Source]
     mixture: stages_lib.Mixture
     row_tokens: int
-    batch_rows: int
+    batch_rows: int | starts_lib.Ramp
     workers: int = 0
 
     def __post_init__(self) -> None:
-        if self.row_tokens < 1 or self.batch_rows < 1:
+        if self.row_tokens < 1 or min(self.batch_sizes) < 1:
             raise ValueError(
                 "Data.row_tokens and Data.batch_rows must be positive, got "
                 f"{self.row_tokens} and {self.batch_rows}."
@@ -110,9 +110,11 @@ class Data:
             )
 
     @property
-    def batch_tokens(self) -> int:
-        """Tokens per optimizer step, padding included."""
-        return self.row_tokens * self.batch_rows
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Rows of a batch: every size that a run may have, in order."""
+        if isinstance(self.batch_rows, starts_lib.Ramp):
+            return self.batch_rows.rows
+        return (self.batch_rows,)
 
 
 class Opened:
@@ -260,7 +262,7 @@ class Loader:
           next_row: first global row; any, not only where a batch ended.
           reader, readers: which share of each batch; `readers` divides the rows of every batch.
           batch_rows: rows of the batch of a step, as a function of the step or as {first step of
-            which it holds: rows}; None is `Data.batch_rows` always.
+            which it holds: rows}; None is `Data.batch_rows`, which must be one number then.
           first_step: the step of the first batch.
           prefetch: batches made ahead in a thread; 0 makes them when asked. With `Data.workers`
             each process makes as many ahead.
@@ -269,7 +271,7 @@ class Loader:
           ValueError: a batch does not divide over the readers, or has no row.
         """
         starts = starts_lib.starts(
-            batch_rows or {0: self.data.batch_rows},
+            batch_rows or self._one_size(),
             first_step=first_step,
             next_row=next_row,
             total_rows=self.order.total_rows,
@@ -277,6 +279,10 @@ class Loader:
         starts_lib.check_divides(starts, readers)
         batches = _Batches(self, starts, reader, readers)
         return _Iterator(_ahead(batches, self.data.workers, prefetch))
+
+    def _one_size(self) -> dict[int, int]:
+        assert not isinstance(self.data.batch_rows, starts_lib.Ramp), "sizes come from the timeline"
+        return {0: self.data.batch_rows}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,11 +2,40 @@
 """Where each batch of a run begins, where batches may have other sizes at other steps."""
 
 import bisect
+import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
 Starts = range | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ramp:
+    """Batches whose size changes on the way, as Llama 3 405B's (4M to 8M to 16M tokens).
+
+    Attributes:
+      rows: of a batch, size after size.
+      start_tokens: tokens of the run (padding included) before the first batch of each size, the
+        first 0. A change waits for the end of the batch before it.
+    """
+
+    rows: tuple[int, ...]
+    start_tokens: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        rising = all(a < b for a, b in itertools.pairwise(self.start_tokens))
+        fits = len(self.rows) == len(self.start_tokens) > 0
+        if not fits or self.start_tokens[0] != 0 or not rising or min(self.rows) < 1:
+            raise ValueError(
+                "Ramp needs as many rows (1 or more) as start_tokens, which begin at 0 and rise; "
+                f"got rows={self.rows}, start_tokens={self.start_tokens}."
+            )
+
+    def at(self, tokens: int) -> int:
+        """Rows of a batch that begins after `tokens` of the run."""
+        return self.rows[bisect.bisect_right(self.start_tokens, tokens) - 1]
 
 
 def starts(

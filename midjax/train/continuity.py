@@ -15,6 +15,7 @@ from midjax.batches import loader as loader_lib
 from midjax.mixture import order as order_lib
 from midjax.model import architecture, hf
 from midjax.train import start as start_lib
+from midjax.train import timeline as timeline_lib
 
 LR_TOLERANCE = 1e-5
 _ROPES = ("rope", "window_rope")
@@ -127,16 +128,26 @@ def imported(origin: start_lib.Origin) -> None:
         )
 
 
-def learning_rate(origin: start_lib.Origin, start: start_lib.Start, first_lr: float) -> None:
-    """The rate does not jump where the moments go on, unless the recipe asks for it."""
+def learning_rate(
+    origin: start_lib.Origin, start: start_lib.Start, first_lr: float, factor: float
+) -> None:
+    """The rate does not jump where the moments go on, unless the recipe asks for it.
+
+    Args:
+      origin, start: where the run starts.
+      first_lr: of its first update.
+      factor: by which the batch rule, which the recipe named, changes the rate for another batch.
+    """
     before = origin.lr_in_force
     if before is None or "moments" not in origin.parts or origin.kind == "own":
         return
+    before *= factor
     if abs(first_lr - before) <= LR_TOLERANCE * max(before, first_lr):
         return
     jump = (
-        f"the learning rate in force at {origin.run}, step {origin.step}, is {before:.6g} and the "
-        f"first of this schedule is {first_lr:.6g}"
+        f"the learning rate in force at {origin.run}, step {origin.step}, is {before:.6g}"
+        + (f" (for this batch, {factor:.6g} times what it was)" if factor != 1 else "")
+        + f" and the first of this schedule is {first_lr:.6g}"
     )
     if not start.allow_lr_jump:
         raise start_lib.StartError(
@@ -146,26 +157,19 @@ def learning_rate(origin: start_lib.Origin, start: start_lib.Start, first_lr: fl
     log.say(f"learning rate jump, as asked for: {jump}")
 
 
-def steps(origin: start_lib.Origin, data: loader_lib.Data, total_steps: int) -> int:
-    """Updates done before the run: 0, or a kept step, which must count the same batches."""
+def steps(origin: start_lib.Origin, timeline: timeline_lib.Timeline) -> None:
+    """A kept step leaves something to train."""
     if "step" not in origin.parts or origin.step is None:
-        return 0
-    theirs = origin.data
-    if not theirs:
+        return
+    if not origin.data:
         log.say(f"{origin.run} was imported: its step is kept, whatever batches it counted")
-    elif (theirs["row_tokens"], theirs["batch_rows"]) != (data.row_tokens, data.batch_rows):
+    if origin.kind != "own" and timeline.first_tokens >= timeline.train_tokens:
         raise start_lib.StartError(
-            f"The step of {origin.run} counts batches of {theirs['batch_rows']} rows of "
-            f"{theirs['row_tokens']} tokens, and this recipe's have {data.batch_rows} rows of "
-            f"{data.row_tokens}. Use the same, or put 'step' and 'schedule' in Start.reset."
+            f"{origin.run} is at step {origin.step}, after {timeline.first_tokens} tokens, which "
+            f"is kept, and Train.train_tokens is {timeline.train_tokens}: nothing is left to "
+            "train. Raise it, as it counts from the beginning of that run, or put 'step' in "
+            "Start.reset."
         )
-    if origin.kind != "own" and origin.step >= total_steps:
-        raise start_lib.StartError(
-            f"{origin.run} is at step {origin.step}, which is kept, and this run ends at step "
-            f"{total_steps}: nothing is left to train. Raise Train.train_tokens, which counts from "
-            "the beginning of that run, or put 'step' and 'schedule' in Start.reset."
-        )
-    return origin.step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

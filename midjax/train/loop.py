@@ -50,8 +50,9 @@ def begin(config: recipe.Train) -> Begun:
         try:
             prepared = prepare_lib.prepare(config)
             mesh = sharding.make(config.mesh)
-            rows = config.data.batch_rows // config.microbatches
-            sharding.check_divides("A microbatch", (rows,), ("batch",), mesh.shape)
+            for rows in set(prepared.timeline.sizes().values()):
+                part = (rows // config.parts(rows),)
+                sharding.check_divides("A microbatch", part, ("batch",), mesh.shape)
             context.order(config.data.row_tokens, context.shards(mesh.shape))  # or is refused
             return Begun(prepared=prepared, mesh=mesh, state=restore.first_state(prepared, mesh))
         except checkpoint.DamagedError as error:
@@ -72,9 +73,9 @@ def go(begun: Begun) -> dict[str, Any]:
     row: dict[str, Any] = {}
     with checkpoint.Store(config.run_dir, config.checkpoint) as store, jax.set_mesh(begun.mesh):
         _warn_of_unseen(begun, journal)
-        if prepared.first_step < config.total_steps:
+        if prepared.first_step < prepared.total_steps:
             row = _loop(begun, journal, store)
-    journal.event("end", step=config.total_steps)
+    journal.event("end", step=prepared.total_steps)
     return row
 
 
@@ -86,7 +87,7 @@ def _announce(prepared: prepare_lib.Prepared, journal: log.Journal) -> None:
     log.say(
         f"start: {origin.kind}{where}{step}; "
         f"{units.human(transformer.parameter_count(config.model))} parameters, "
-        f"{config.total_steps} steps x {units.human(config.data.batch_tokens)} tokens"
+        f"{prepared.total_steps} steps x {_batches(prepared)} tokens"
     )
     if origin.kind not in ("own", "fresh"):
         log.say("  " + "  ".join(f"{part} {what}" for part, what in parts.items()))
@@ -121,6 +122,12 @@ def _announce(prepared: prepare_lib.Prepared, journal: log.Journal) -> None:
         },
         plan=[dataclasses.asdict(row) for row in plan_lib.rows(prepared.loader.order)],
     )
+
+
+def _batches(prepared: prepare_lib.Prepared) -> str:
+    """Tokens of the batches still to come, size after size."""
+    T = prepared.timeline.row_tokens
+    return " -> ".join(units.human(rows * T) for rows in prepared.timeline.sizes().values())
 
 
 def _announce_mixture(prepared: prepare_lib.Prepared, journal: log.Journal) -> None:
@@ -168,47 +175,53 @@ def _loop(begun: Begun, journal: log.Journal, store: checkpoint.Store) -> dict[s
     prepared, state = begun.prepared, begun.state
     config = prepared.config
     replicated = jax.sharding.NamedSharding(begun.mesh, sharding.spec(()))
-    train_step = jax.jit(
-        step_lib.make_train_step(
-            config.model,
-            config.loss,
-            prepared.optimizer,
-            curve.learning_rate(prepared.schedule),
-            sources=len(prepared.loader.names),
-            microbatches=config.microbatches,
-        ),
-        donate_argnums=0,
-        out_shardings=(jax.tree.map(lambda x: x.sharding, state), replicated),
+    shardings = (jax.tree.map(lambda x: x.sharding, state), replicated)
+    timeline, sizes = prepared.timeline, prepared.timeline.sizes()
+    # A batch of another size is another program.
+    train_steps = {rows: _train_step(prepared, rows, shardings) for rows in sizes.values()}
+    batches = prepared.loader.batches(
+        next_row=prepared.first_row, first_step=prepared.first_step + 1, batch_rows=sizes
     )
-    batches = prepared.loader.batches(next_row=prepared.first_row)
     recorder = metrics_lib.Recorder(
         config.data,
         prepared.loader.order,
         journal,
-        first_step=prepared.first_step,
+        timeline,
         first_row=prepared.first_row,
         max_consecutive_skips=config.max_consecutive_skips,
         restarted=prepared.origin.kind == "own" and not prepared.position.changed,
     )
     place = sharding.batch(begun.mesh)
-    batch_tokens = config.data.batch_tokens
+    last = prepared.total_steps
     with log.Progress(
-        config.run_dir,
-        config.total_steps * batch_tokens,
-        done_tokens=prepared.first_step * batch_tokens,
+        config.run_dir, timeline.tokens(last), done_tokens=timeline.first_tokens
     ) as progress:
-        for step in range(prepared.first_step + 1, config.total_steps + 1):
+        for step in range(prepared.first_step + 1, last + 1):
             batch, _ = next(batches)
             batch = context.arrange(batch, begun.mesh.shape)
-            state, metrics = train_step(state, loader_lib.place(batch, place))
+            rows = timeline.batch_rows(step)
+            state, metrics = train_steps[rows](state, loader_lib.place(batch, place))
             recorder.put(step, metrics)
-            progress.advance(batch_tokens, recorder.note)
-            if step % config.checkpoint.every_steps == 0 or step == config.total_steps:
+            progress.advance(rows * timeline.row_tokens, recorder.note)
+            if step % config.checkpoint.every_steps == 0 or step == last:
                 recorder.flush()  # a checkpoint never has less behind it than its metrics say
                 _save(prepared, store, step, state)
                 journal.event("checkpoint", step=step)
     batches.close()
     return recorder.last
+
+
+def _train_step(prepared: prepare_lib.Prepared, batch_rows: int, shardings: Any) -> Any:
+    config = prepared.config
+    made = step_lib.make_train_step(
+        config.model,
+        config.loss,
+        prepared.optimizer,
+        curve.learning_rate(prepared.schedule),
+        sources=len(prepared.loader.names),
+        microbatches=config.parts(batch_rows),
+    )
+    return jax.jit(made, donate_argnums=0, out_shardings=shardings)
 
 
 def _save(
@@ -223,12 +236,13 @@ def _save(
     own = origin.kind == "own"
     facts = {
         "step": step,
+        "tokens": prepared.timeline.tokens(step),
         "adam_count": int(parts["adam_count"]),
         "schedule_count": count,
         # "last" was used by the newest update, "next" would be used by another one.
         "lr": {"last": prepared.lr(max(count - 1, 0)), "next": prepared.lr(count)},
         "peak_lr": prepared.schedule.peak_lr,
-        "schedule": prepared.schedule.facts(),
+        "schedule": prepared.schedule.facts() | {"factor": prepared.schedule.factor(count)},
         "model": dataclasses.asdict(prepared.config.model),
         "tokenizer_hash": prepared.opened.tokenizer_hash,
         "mixtures": prepared.mixtures,
@@ -242,14 +256,9 @@ def _save(
     store.save(step, params=state.params, opt_state=parts, data=data, facts=facts)
 
 
-def _next_row(prepared: prepare_lib.Prepared, step: int) -> int:
-    rows = (step - prepared.first_step) * prepared.config.data.batch_rows
-    return prepared.first_row + rows
-
-
 def _drawn(prepared: prepare_lib.Prepared, step: int) -> dict[str, dict[str, float | None]]:
     """Source -> tokens that the run drew of it, and epochs with those before the run."""
-    order, row = prepared.loader.order, _next_row(prepared, step)
+    order, row = prepared.loader.order, prepared.next_row(step)
     epochs = dict(zip(order.names, order.epochs(row).tolist(), strict=True))
     return {
         name: {"tokens": rows * order.row_tokens, "epochs": epochs.get(name)}
@@ -260,7 +269,7 @@ def _drawn(prepared: prepare_lib.Prepared, step: int) -> dict[str, dict[str, flo
 def _data_item(prepared: prepare_lib.Prepared, step: int) -> dict[str, Any]:
     """The position in the data after an update, and what must agree for it to be kept."""
     data, order = prepared.config.data, prepared.loader.order
-    next_row = _next_row(prepared, step)
+    next_row = prepared.next_row(step)
     before, drawn = prepared.origin.data, order.drawn(next_row)
     # Sources that this mixture leaves out keep their place, for a later run that has them.
     base = dict.fromkeys(drawn, 0) | dict(prepared.position.base_rows)
@@ -268,7 +277,7 @@ def _data_item(prepared: prepare_lib.Prepared, step: int) -> dict[str, Any]:
     return {
         "next_row": next_row,
         "row_tokens": data.row_tokens,
-        "batch_rows": data.batch_rows,
+        "batch_rows": prepared.timeline.batch_rows(step),
         "base_rows": base,
         "drawn_rows": {name: rows + drawn.get(name, 0) for name, rows in base.items()},
         # What this run began with: the rest of `drawn_rows` is its own.

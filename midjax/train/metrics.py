@@ -10,6 +10,7 @@ from midjax import log
 from midjax.batches import loader
 from midjax.mixture import order as order_lib
 from midjax.train import step as step_lib
+from midjax.train import timeline as timeline_lib
 
 _ROUTERS = ("balance_loss", "router_z_loss", "expert_load_max")
 
@@ -24,7 +25,7 @@ class Recorder:
     A row of `metrics.jsonl`; NAME stands for each source:
 
         step                     updates done, this one included
-        tokens                   places in batches so far: step * T * B, padding included
+        tokens                   places in batches so far, padding included
         loss, z_loss             nats, and squared nats, per loss-bearing token of the batch
         grad_norm                before clipping
         update_norm, param_norm  of the change (not applied if skipped), of the parameters after it
@@ -43,8 +44,8 @@ class Recorder:
         perf/step_seconds, perf/tokens_per_second
 
     Args:
-      data, order, journal: of the run.
-      first_step, first_row: where it goes on.
+      data, order, journal, timeline: of the run.
+      first_row: where it goes on.
       max_consecutive_skips: see `recipe.Train`.
       restarted: this run goes on from its own checkpoint, with the same mixture.
     """
@@ -54,14 +55,14 @@ class Recorder:
         data: loader.Data,
         order: order_lib.Order,
         journal: log.Journal,
+        timeline: timeline_lib.Timeline,
         *,
-        first_step: int,
         first_row: int,
         max_consecutive_skips: int,
         restarted: bool,
     ) -> None:
         self._data, self._order, self._journal = data, order, journal
-        self._first_step, self._first_row = first_step, first_row
+        self._timeline, self._first_row = timeline, first_row
         self._pending: tuple[int, step_lib.Metrics] | None = None
         self._time = time.monotonic()
         # A stage that began before the checkpoint is not said again.
@@ -106,10 +107,11 @@ class Recorder:
         self.note = f"loss {self.last['loss']:.3f}{skipped}"
 
     def _row(self, step: int, values: dict[str, Any], seconds: float) -> dict[str, Any]:
-        data, order = self._data, self._order
-        rows_done = self._first_row + (step - self._first_step) * data.batch_rows
-        asked = self._asked(step, rows_done - data.batch_rows)
-        row: dict[str, Any] = {"step": step, "tokens": step * data.batch_tokens}
+        order, timeline = self._order, self._timeline
+        rows_done = self._first_row + timeline.rows(step)
+        batch_rows = timeline.batch_rows(step)
+        asked = self._asked(step, rows_done - batch_rows)
+        row: dict[str, Any] = {"step": step, "tokens": timeline.tokens(step)}
         for name in ("loss", "z_loss", "grad_norm", "update_norm", "param_norm", "lr"):
             row[name] = float(values[name])
         row |= {name: float(values[name]) for name in _ROUTERS if name in values}
@@ -123,7 +125,7 @@ class Recorder:
             row[f"rows/{name}"] = int(counts[k])
             row[f"epochs/{name}"] = float(epochs[k])
         row["perf/step_seconds"] = seconds
-        row["perf/tokens_per_second"] = data.batch_tokens / seconds
+        row["perf/tokens_per_second"] = batch_rows * timeline.row_tokens / seconds
         return row
 
     def _asked(self, step: int, first_row: int) -> Any:

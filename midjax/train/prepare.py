@@ -13,6 +13,7 @@ from midjax.model import architecture, transformer
 from midjax.train import continuity, recipe
 from midjax.train import optimizer as optimizer_lib
 from midjax.train import start as start_lib
+from midjax.train import timeline as timeline_lib
 from midjax.train.schedules import clock as clock_lib
 from midjax.train.schedules import curve as curve_lib
 from midjax.train.schedules import resolve as resolve_lib
@@ -27,7 +28,7 @@ class Mixed:
       recipe_seed: what the recipe said of it.
       origin: what the state starts from.
       opened, loader: the data.
-      first_step: updates done before.
+      timeline: its updates.
       position: where the data goes on.
     """
 
@@ -36,13 +37,27 @@ class Mixed:
     origin: start_lib.Origin
     opened: loader_lib.Opened
     loader: loader_lib.Loader
-    first_step: int
+    timeline: timeline_lib.Timeline
     position: continuity.Position
 
     @property
     def first_row(self) -> int:
         """Global row of the first update."""
         return self.position.first_row
+
+    @property
+    def first_step(self) -> int:
+        """Updates done before."""
+        return self.timeline.first_step
+
+    @property
+    def total_steps(self) -> int:
+        """Updates of the run, those of a kept step included."""
+        return self.timeline.total_steps
+
+    def next_row(self, step: int) -> int:
+        """Global row of the update after `step`."""
+        return self.first_row + self.timeline.rows(step)
 
     @property
     def mixtures(self) -> list[dict[str, Any]]:
@@ -68,12 +83,15 @@ class Prepared(Mixed):
     Attributes:
       schedule: the learning rate of every update.
       optimizer: the Optax chain, whose updates the rate is still to scale.
-      schedule_count: position on the schedule at the start.
     """
 
     schedule: curve_lib.Curve
     optimizer: Any
-    schedule_count: int
+
+    @property
+    def schedule_count(self) -> int:
+        """Position on the schedule at the start."""
+        return self.timeline.first_count
 
     def lr(self, count: int) -> float:
         """Learning rate of the update at a position on the schedule."""
@@ -93,14 +111,15 @@ def mix(config: recipe.Train) -> Mixed:
     if "rng" in origin.parts and origin.data:
         config = _with_seed(config, origin.data["seed"])
     data = config.data
-    first_step = continuity.steps(origin, data, config.total_steps)
+    timeline = timeline_lib.of(data, config.train_tokens, origin)
+    continuity.steps(origin, timeline)
     opened = loader_lib.Opened(data)
     if opened.vocab_size > config.model.vocab_size:
         raise ValueError(
             f"The tokenizer has {opened.vocab_size} tokens and the model's vocab_size is "
             f"{config.model.vocab_size}. Use the model's own tokenizer."
         )
-    rows_left = max(config.total_steps - first_step, 0) * data.batch_rows
+    rows_left = timeline.rows(timeline.total_steps)
 
     def fingerprint(position: continuity.Position) -> str:
         return order_lib.fingerprint(
@@ -126,7 +145,7 @@ def mix(config: recipe.Train) -> Mixed:
         origin=origin,
         opened=opened,
         loader=loader,
-        first_step=first_step,
+        timeline=timeline,
         position=position,
     )
 
@@ -140,7 +159,7 @@ def prepare(config: recipe.Train) -> Prepared:
     """
     mixed = mix(config)
     config, origin = mixed.config, mixed.origin
-    curve, schedule_count = schedule(config, origin)
+    curve = schedule(config, origin, mixed.timeline)
     optimizer = optimizer_lib.make(config.optimizer)
     _check_model(origin, config.model, optimizer, mixed.opened.tokenizer_hash)
     continuity.same_rows(origin, mixed.position, mixed.loader)
@@ -148,37 +167,53 @@ def prepare(config: recipe.Train) -> Prepared:
         **{field.name: getattr(mixed, field.name) for field in dataclasses.fields(mixed)},
         schedule=curve,
         optimizer=optimizer,
-        schedule_count=schedule_count,
     )
-    continuity.learning_rate(origin, config.start, prepared.lr(prepared.schedule_count))
+    factor = curve.factor(mixed.timeline.first_count) / _factor_there(origin)
+    first_lr = prepared.lr(prepared.schedule_count)
+    continuity.learning_rate(origin, config.start, first_lr, factor)
     return prepared
 
 
-def schedule(config: recipe.Train, origin: start_lib.Origin) -> tuple[curve_lib.Curve, int]:
-    """(learning rates, position on them at the start). Reads what `origin` holds and no data.
+def schedule(
+    config: recipe.Train, origin: start_lib.Origin, timeline: timeline_lib.Timeline
+) -> curve_lib.Curve:
+    """The learning rates of a run. Reads what `origin` holds and no data.
 
     Raises:
       ValueError: the phases do not fit the run, or there is no rate to take over.
     """
-    manifest, kept = origin.manifest, "schedule" in origin.parts
-    batch_tokens = config.data.batch_tokens
-    clock, count, taken = clock_lib.constant(batch_tokens), 0, origin.lr_in_force
-    if kept:
+    known = origin.manifest.get("schedule", {})
+    taken, reference = origin.lr_in_force, _batch_there(origin)
+    if "schedule" in origin.parts:
         # It goes on from its own place, in tokens too, and from the rate that "checkpoint" was when
         # it began, not from the one now in force. An imported checkpoint knows neither.
-        count, known = manifest["schedule_count"], manifest.get("schedule", {})
-        if "clock" in known:
-            clock = clock_lib.from_json(known["clock"]).changed(count, batch_tokens)
-        taken = known.get("taken_lr")
-        taken = manifest.get("peak_lr") if taken is None else taken
-    curve = resolve_lib.resolve(
+        taken, reference = known.get("taken_lr"), known.get("reference_tokens")
+        taken = origin.manifest.get("peak_lr") if taken is None else taken
+    return resolve_lib.resolve(
         config.schedule,
-        clock=clock,
-        total_tokens=config.train_tokens,
+        clock=timeline.clock,
+        total_tokens=timeline.schedule_tokens,
         row_tokens=config.data.row_tokens,
         lr_in_force=taken,
+        batch_rule=config.batch_lr_rule,
+        reference_tokens=reference,
     )
-    return curve, count
+
+
+def _batch_there(origin: start_lib.Origin) -> int | None:
+    """Tokens of the batch that the rate in force at a checkpoint was for; None is not known."""
+    known = origin.manifest.get("schedule", {})
+    if "clock" in known:
+        clock = clock_lib.from_json(known["clock"])
+        return clock.batch_tokens(origin.manifest["schedule_count"])
+    return origin.data["batch_rows"] * origin.data["row_tokens"] if origin.data else None
+
+
+def _factor_there(origin: start_lib.Origin) -> float:
+    """What the batch rule of a schedule that goes on had made of the rate in force."""
+    if "schedule" not in origin.parts:
+        return 1.0
+    return origin.manifest.get("schedule", {}).get("factor", 1.0)
 
 
 def _with_seed(config: recipe.Train, seed: int) -> recipe.Train:

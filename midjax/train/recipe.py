@@ -3,13 +3,13 @@
 
 import dataclasses
 
-from midjax import checkpoint, units
+from midjax import checkpoint
 from midjax.batches import loader as loader_lib
 from midjax.model import architecture, sharding
 from midjax.train import optimizer as optimizer_lib
 from midjax.train import start as start_lib
 from midjax.train import step as step_lib
-from midjax.train.schedules import phases
+from midjax.train.schedules import curve, phases
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,8 +22,10 @@ class Train:
       model, data, optimizer, schedule, loss, start: see their classes.
       train_tokens: tokens of the run, padding included; rounded up to whole batches. A kept step
         counts against it.
-      microbatches: parts in which each batch is computed, to save memory; never changes the result
-        beyond rounding.
+      batch_lr_rule: what the learning rate does where the batch changes, within the run or at a
+        start that takes over the rate in force: "none", "linear" (in proportion) or "sqrt".
+      microbatches: parts in which the largest batch is computed, to save memory, and smaller ones
+        in no larger parts; never changes the result beyond rounding.
       max_consecutive_skips: updates in a row whose loss or gradient is not finite, and which are
         skipped; one more ends the run with an error.
       mesh: devices.
@@ -39,6 +41,7 @@ class Train:
     loss: step_lib.Loss
     start: start_lib.Start
     train_tokens: int
+    batch_lr_rule: curve.BatchRule
     microbatches: int
     max_consecutive_skips: int
     mesh: sharding.Mesh
@@ -53,10 +56,10 @@ class Train:
             )
         if self.train_tokens < 1:
             raise ValueError(f"Train.train_tokens must be positive, got {self.train_tokens}.")
-        if self.microbatches < 1 or self.data.batch_rows % self.microbatches:
+        if self.microbatches < 1 or max(self.data.batch_sizes) % self.microbatches:
             raise ValueError(
                 f"Train.microbatches = {self.microbatches} does not divide Data.batch_rows = "
-                f"{self.data.batch_rows}."
+                f"{max(self.data.batch_sizes)}."
             )
         if self.max_consecutive_skips < 0:
             raise ValueError(
@@ -69,7 +72,8 @@ class Train:
                 "TransformerConfig.context_tokens together with Rope.scaling."
             )
 
-    @property
-    def total_steps(self) -> int:
-        """Updates of the run, those of a kept step included."""
-        return units.steps_of_tokens(self.train_tokens, self.data.batch_tokens)
+    def parts(self, batch_rows: int) -> int:
+        """Microbatches of a batch: as few as have no more rows than those of the largest one."""
+        most = max(self.data.batch_sizes) // self.microbatches
+        fits = (n for n in range(1, batch_rows + 1) if batch_rows % n == 0)
+        return next(n for n in fits if batch_rows // n <= most)

@@ -53,3 +53,12 @@ def test_bad_sizes():
     starts.check_divides(np.array([0, 4, 10]), 2)
     with pytest.raises(ValueError, match="A batch of 6 rows .* does not divide over 4 readers"):
         starts.check_divides(np.array([0, 4, 10]), 4)
+
+
+@pytest.mark.parametrize(
+    ("rows", "start_tokens"),
+    [((), ()), ((1, 2), (0,)), ((1, 2), (5, 10)), ((1, 2, 3), (0, 9, 9)), ((1, 0), (0, 9))],
+)
+def test_a_ramp_that_is_none_is_refused(rows, start_tokens):
+    with pytest.raises(ValueError, match="Ramp needs as many rows .* which begin at 0 and rise"):
+        starts.Ramp(rows=rows, start_tokens=start_tokens)

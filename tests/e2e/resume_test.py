@@ -11,6 +11,7 @@ import pytest
 import tiny_run as tiny
 
 from midjax import checkpoint, config
+from midjax.batches import starts
 
 # Runs the ordinary verb, notes the row ids of every batch, and kills itself with SIGKILL when the
 # metrics of a given step were written and the checkpoint before it is whole.
@@ -23,11 +24,10 @@ from midjax.batches import loader
 gin_file, ids_file, run_dir, kill_after = *sys.argv[1:4], int(sys.argv[4])
 batches, metrics = loader.Loader.batches, log.Journal.metrics
 
-def noted(self, *, next_row, **kwargs):
-    for at, (batch, ids) in enumerate(batches(self, next_row=next_row, **kwargs)):
+def noted(self, *, first_step, **kwargs):
+    for at, (batch, ids) in enumerate(batches(self, first_step=first_step, **kwargs)):
         with open(ids_file, "a") as file:
-            step = next_row // self.data.batch_rows + at + 1
-            file.write(json.dumps({"step": step, "ids": ids.tolist()}) + "\\n")
+            file.write(json.dumps({"step": first_step + at, "ids": ids.tolist()}) + "\\n")
         yield batch, ids
 
 def counted(self, row):
@@ -43,7 +43,12 @@ sys.exit(cli.main(["train", "--gin_file=" + gin_file]))
 
 
 def recipe(folder: pathlib.Path, name: str):
-    """A recipe with two stages, the second from row 77 on: inside a block and inside a batch."""
+    """A recipe with two stages, the second from row 77 on: inside a block and inside a batch.
+
+    Its batches grow before the kill and after it: 6 updates of 4 rows, 9 of 8, 5 of 12.
+    """
+    tokens = tiny.T * 6 * 4, tiny.T * (6 * 4 + 9 * 8)
+    ramp = starts.Ramp(rows=(4, 8, 12), start_tokens=(0, *tokens))
     mix = tiny.mixture(
         (0, {"prose": 0.6, "code": 0.3, "maths": 0.1}),
         (77 * tiny.T, {"prose": 0.2, "code": 0.3, "maths": 0.5}),
@@ -51,8 +56,9 @@ def recipe(folder: pathlib.Path, name: str):
     return tiny.train(
         folder,
         name,
-        steps=20,
-        data=tiny.data(folder / "tokens", mix),
+        train_tokens=tokens[1] + tiny.T * 5 * 12,
+        batch_lr_rule="sqrt",
+        data=tiny.data(folder / "tokens", mix, batch_rows=ramp),
         schedule=tiny.wsd(decay_steps=12, decay_shape="one_minus_sqrt"),
         checkpoint=checkpoint.Keep(every_steps=10, last=3, forever_every_steps=None),
         microbatches=2,
@@ -122,7 +128,7 @@ def test_final_state_is_bit_identical(folder):
     facts = [checkpoint.read_facts(str(folder / name), 20) for name in ("straight", "killed")]
     digests = [f["manifest"]["digests"] for f in facts]
     assert digests[0] == digests[1] and len(digests[0]) == 3 * 12 + 2
-    assert facts[0]["data"] == facts[1]["data"] and facts[0]["data"]["next_row"] == 160
+    assert facts[0]["data"] == facts[1]["data"] and facts[0]["data"]["next_row"] == 156
 
 
 def test_rows_that_were_redone_are_counted(folder):

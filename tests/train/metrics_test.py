@@ -9,7 +9,7 @@ import tiny_run as tiny
 
 from midjax import log
 from midjax.batches import loader
-from midjax.train import metrics
+from midjax.train import metrics, start, timeline
 
 STAGES = ((0, {"prose": 0.6, "code": 0.4}), (10 * tiny.T, {"prose": 0.1, "code": 0.9}))
 
@@ -25,7 +25,7 @@ def written(tmp_path):
         data,
         made.order,
         journal,
-        first_step=0,
+        timeline.of(data, 5 * tiny.B * tiny.T, start.FRESH),
         first_row=0,
         max_consecutive_skips=1,
         restarted=False,

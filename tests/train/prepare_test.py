@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is known of a run before a device is touched."""
 
+import dataclasses
+
 import pytest
 import tiny_run as tiny
 
 from midjax import checkpoint
-from midjax.train import loop, prepare, start
+from midjax.train import loop, prepare, start, timeline
 from midjax.train.schedules import phases
 
 
@@ -53,7 +55,10 @@ def test_a_schedule_of_phases_resumed_branched_and_begun_again(source):
     assert [first.lr(s) for s in range(9)] == pytest.approx(wanted, rel=1e-6)
     loop.run(config)
     manifest = checkpoint.read_facts(config.run_dir, 4)["manifest"]
-    assert manifest["schedule"] == {"taken_lr": first.lr(0), "clock": [[0, 0, 128]]}
+    assert manifest["schedule"] == {
+        "taken_lr": first.lr(0), "clock": [[0, 0, 128]], "reference_tokens": 128, "factor": 1.0,
+    }  # fmt: skip
+    assert manifest["tokens"] == 4 * 128
     assert manifest["peak_lr"] == 0.05 and manifest["schedule_count"] == 4
     assert manifest["lr"] == pytest.approx({"last": wanted[3], "next": wanted[4]}, rel=1e-6)
     own = prepare.prepare(config)
@@ -71,7 +76,7 @@ def test_a_schedule_of_phases_resumed_branched_and_begun_again(source):
 def test_a_kept_schedule_counts_tokens_through_a_change_of_the_batch(source):
     """Update 4 was reached with 8 rows; 2 rows from there on: 32 tokens an update."""
     manifest = {
-        "schedule_count": 4, "peak_lr": 0.05, "lr": {"next": 0.04},
+        "schedule_count": 4, "tokens": 512, "peak_lr": 0.05, "lr": {"next": 0.04},
         "schedule": {"taken_lr": 0.01, "clock": [[0, 0, 128]]},
     }  # fmt: skip
     origin = start.Origin(
@@ -81,12 +86,53 @@ def test_a_kept_schedule_counts_tokens_through_a_change_of_the_batch(source):
     config = tiny.anneal(
         source, data=tiny.data(source / "tokens", batch_rows=2), schedule=re_warm_up()
     )
-    curve, count = prepare.schedule(config, origin)
-    assert count == 4 and curve.total_steps == 4 + 16 and config.train_tokens == 1024
+    line = timeline.of(config.data, config.train_tokens, origin)
+    curve = prepare.schedule(config, origin, line)
+    assert line.first_count == 4 and curve.total_steps == 4 + 16 and config.train_tokens == 1024
     wanted = [0.01, 0.03, 0.05, 0.05 * 5 / 6]
     wanted += [0.05 * (1024 - 512 - 32 * i) / 768 for i in range(17)]
     assert curve.lrs(range(21)).tolist() == pytest.approx(wanted)
-    assert curve.facts() == {"taken_lr": 0.01, "clock": [[0, 0, 128], [4, 512, 32]]}
+    assert curve.facts() == {
+        "taken_lr": 0.01, "clock": [[0, 0, 128], [4, 512, 32]], "reference_tokens": 128,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("rule", "factor"), [("none", 1.0), ("linear", 0.25), ("sqrt", 0.5)])
+def test_an_anneal_with_another_batch_takes_the_rate_by_the_rule(source, rule, factor):
+    """8 rows there and 2 here; what the rule makes of the rate in force is no jump."""
+    config = tiny.anneal(
+        source, "small", data=tiny.data(source / "tokens", batch_rows=2), batch_lr_rule=rule,
+        schedule=tiny.wsd(
+            peak_lr="checkpoint", warmup_steps=0, decay_steps=None, decay_tokens=1024
+        ),
+    )  # fmt: skip
+    prepared = prepare.prepare(config)
+    assert prepared.total_steps == 32
+    for step in (0, 8, 31):
+        assert prepared.lr(step) == pytest.approx(1e-2 * factor * (32 - step) / 32)
+    loop.run(config)
+    there = checkpoint.read_facts(config.run_dir, 28)
+    assert there["manifest"]["schedule"]["reference_tokens"] == 128
+    assert there["manifest"]["schedule"]["factor"] == pytest.approx(factor)
+    assert there["manifest"]["tokens"] == 28 * 2 * tiny.T == there["data"]["next_row"] * tiny.T
+    on = tiny.begin("resume", run=config.run_dir, step=28)
+    later = prepare.prepare(dataclasses.replace(config, run_dir=f"{source}/on", start=on))
+    assert [later.lr(s) for s in range(32)] == [prepared.lr(s) for s in range(32)]
+    # Back to 8 rows for the last 128 tokens: one update, by the rule the rate of the first batch.
+    big = dataclasses.replace(config.data, batch_rows=8)
+    last = prepare.prepare(
+        dataclasses.replace(config, run_dir=f"{source}/back", start=on, data=big)
+    )
+    assert last.total_steps == 29 and last.lr(28) == pytest.approx(1e-2 * 4 / 32)
+
+
+def test_a_jump_beside_the_rule_is_refused(source):
+    config = tiny.anneal(
+        source, "small", data=tiny.data(source / "tokens", batch_rows=2), batch_lr_rule="sqrt",
+        schedule=tiny.wsd(peak_lr=1e-3, warmup_steps=0, decay_steps=32),
+    )  # fmt: skip
+    with pytest.raises(start.StartError, match=r"step 8, is 0\.01 and the first .* is 0\.001"):
+        prepare.prepare(config)
 
 
 def test_refusals(source):

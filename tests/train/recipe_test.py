@@ -6,6 +6,8 @@ import pathlib
 import pytest
 import tiny_run as tiny
 
+from midjax.batches import starts
+
 TOKENS = pathlib.Path("tokens")
 
 
@@ -24,6 +26,10 @@ def test_bad_numbers(tmp_path, change, message):
         tiny.train(tmp_path, **change)
 
 
-def test_steps_are_rounded_up_to_whole_batches(tmp_path):
-    assert tiny.train(tmp_path, steps=3).total_steps == 3
-    assert tiny.train(tmp_path, train_tokens=3 * tiny.T * tiny.B + 1).total_steps == 4
+def test_smaller_batches_are_computed_in_no_larger_parts(tmp_path):
+    ramp = starts.Ramp(rows=(2, 6, 16), start_tokens=(0, 100, 200))
+    config = tiny.train(
+        tmp_path, data=tiny.data(tmp_path / "tokens", batch_rows=ramp), microbatches=4
+    )
+    assert [config.parts(rows) for rows in (2, 6, 16)] == [1, 2, 4]
+    assert tiny.train(tmp_path, microbatches=4).parts(tiny.B) == 4

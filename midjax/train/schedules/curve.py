@@ -28,6 +28,8 @@ from midjax.train.schedules import clock as clock_lib
 from midjax.train.schedules import phases as phases_lib
 
 Kind = Literal[phases_lib.Shape, "hold", "power"]
+# How rates follow the batch: not at all, in proportion, or with its square root.
+BatchRule = Literal["none", "linear", "sqrt"]
 _KINDS: tuple[Kind, ...] = (
     "hold",
     "linear",
@@ -106,17 +108,30 @@ class Curve:
       clock: updates to tokens.
       total_steps: updates of the run; after them the rate stays where the last span ended.
       taken_lr: what "checkpoint" stood for; None where nothing asked.
+      batch_rule: how rates follow the batch.
+      reference_tokens: of a batch that has the spans' own rates.
     """
 
     spans: tuple[Span, ...]
     clock: clock_lib.Clock
     total_steps: int
     taken_lr: float | None
+    batch_rule: BatchRule
+    reference_tokens: int
 
     @property
     def peak_lr(self) -> float:
-        """The highest rate."""
+        """The highest rate of a batch of `reference_tokens`."""
         return max(max(span.start_lr, span.end_lr) for span in self.spans)
+
+    def factor(self, count: int) -> float:
+        """What the batch rule multiplies the rate of update `count` by.
+
+        1, n or sqrt(n), where n = batch / reference batch: linear is Goyal et al. 1706.02677, the
+        square root Krizhevsky 1404.5997, section 3, and what is usual with Adam (2205.10287).
+        """
+        ratio = self.clock.batch_tokens(count) / self.reference_tokens
+        return {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[self.batch_rule]
 
     def lr(self, count: int) -> float:
         """The rate of update `count`, in double precision, without a device."""
@@ -142,12 +157,16 @@ class Curve:
 
     def facts(self) -> dict[str, Any]:
         """What a run that keeps this schedule must know, for the checkpoint's manifest."""
-        return {"taken_lr": self.taken_lr, "clock": self.clock.to_json()}
+        return {
+            "taken_lr": self.taken_lr,
+            "clock": self.clock.to_json(),
+            "reference_tokens": self.reference_tokens,
+        }
 
     @functools.cached_property
     def _pieces(self) -> dict[str, np.ndarray]:
-        rows = [row for span in self.spans for row in _cut(span, self.clock)]
-        end = self.spans[-1].end_lr
+        rows = [row for span in self.spans for row in _cut(span, self.clock, self.factor)]
+        end = self.spans[-1].end_lr * self.factor(math.ceil(self.spans[-1].stop) - 1)
         rows.append(_row("hold", math.ceil(self.spans[-1].stop), 0, start=end, end=end))
         return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
@@ -168,7 +187,9 @@ def _row(kind: Kind, first: int, last: int, **kwargs: float) -> dict[str, Any]:
     return {"kind": _KINDS.index(kind), "first": first, "last": last} | zeros | power | kwargs
 
 
-def _cut(span: Span, clock: clock_lib.Clock) -> list[dict[str, Any]]:
+def _cut(
+    span: Span, clock: clock_lib.Clock, factor: Callable[[int], float]
+) -> list[dict[str, Any]]:
     """A span's pieces. Every number is rounded once, from an exact fraction."""
     stop = span.last_update + 1
     changes = [first for first, _, _ in clock.knees if span.first_update < first < stop]
@@ -185,8 +206,8 @@ def _cut(span: Span, clock: clock_lib.Clock) -> list[dict[str, Any]]:
         at = clock.tokens(first) if span.in_tokens else fractions.Fraction(first)
         to_go = end - at - (after - 1 - first) * step
         numbers = {
-            "start": span.start_lr,
-            "end": span.end_lr,
+            "start": span.start_lr * factor(first),
+            "end": span.end_lr * factor(first),
             "p0": float((at - begin) / (end - begin)),
             "q0": float(to_go / (end - begin)),
             "slope": float(step / (end - begin)),
@@ -197,10 +218,10 @@ def _cut(span: Span, clock: clock_lib.Clock) -> list[dict[str, Any]]:
             numbers |= {
                 "x0": float((power.offset + at - begin) / power.unit),
                 "dx": float(step / power.unit),
-                "scale": power.scale * (batch / power.per_row if power.per_row else 1.0),
+                "scale": power.scale * (batch / power.per_row if power.per_row else factor(first)),
                 "exponent": power.exponent,
-                "floor": power.floor,
-                "cap": power.cap,
+                "floor": power.floor * factor(first),
+                "cap": power.cap * factor(first),
             }
         rows.append(_row(span.kind, first, after - 1, **numbers))
     return rows

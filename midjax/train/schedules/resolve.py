@@ -29,6 +29,8 @@ def resolve(
     total_tokens: int,
     row_tokens: int,
     lr_in_force: float | None,
+    batch_rule: curve_lib.BatchRule = "none",
+    reference_tokens: int | None = None,
 ) -> curve_lib.Curve:
     """Every number of a schedule.
 
@@ -38,11 +40,19 @@ def resolve(
       total_tokens: of the run, since the schedule began.
       row_tokens: of a row, for `PowerLaw`'s batch in rows.
       lr_in_force: what "checkpoint" stands for; None where there is no checkpoint.
+      batch_rule: how rates follow the batch.
+      reference_tokens: of the batch that `lr_in_force` goes with. Where no phase takes that rate,
+        or None is given, rates are those of the schedule's first batch.
 
     Raises:
       ValueError: the phases do not fit the run, or there is no rate to take over.
     """
     parts = schedule.phases() if isinstance(schedule, phases_lib.Schedule) else schedule.phases
+    if batch_rule != "none" and any(isinstance(p, phases_lib.PowerLaw) for p in parts):
+        raise ValueError(
+            f"Train.batch_lr_rule = {batch_rule!r} and the schedule has a PowerLaw, whose rate is "
+            "in proportion to the batch by itself. Set the rule to 'none'."
+        )
     total_steps = clock.updates(total_tokens)
     edges = _places(parts, clock, total_tokens)
     taken = _Taken(lr_in_force)
@@ -54,7 +64,12 @@ def resolve(
     if isinstance(schedule, phases_lib.Schedule):
         _check_falls(schedule, spans[-1])
     return curve_lib.Curve(
-        spans=tuple(spans), clock=clock, total_steps=total_steps, taken_lr=taken.used
+        spans=tuple(spans),
+        clock=clock,
+        total_steps=total_steps,
+        taken_lr=taken.used,
+        batch_rule=batch_rule,
+        reference_tokens=(taken.used is not None and reference_tokens) or clock.batch_tokens(0),
     )
 
 

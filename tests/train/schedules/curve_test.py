@@ -96,6 +96,34 @@ def test_a_change_of_the_batch_keeps_the_place_in_tokens_or_in_steps(shape):
     assert in_steps.lrs(range(S + 3)) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("rule", "exponent"), [("none", 0.0), ("linear", 1.0), ("sqrt", 0.5)])
+def test_the_rate_follows_the_batch_by_the_rule_that_is_named(shape, rule, exponent):
+    """10, 40 and 5 tokens: times (batch / 10)^exponent, within the closed form of each update."""
+    clock = clock_lib.constant(10).changed(20, 40).changed(25, 5)
+    batches = [10] * 20 + [40] * 5 + [5] * 36
+    tokens = [sum(batches[:s]) for s in range(61)]
+    schedule = short.wsd(
+        warmup_steps=None, warmup_tokens=61, decay_steps=None, decay_tokens=390, decay_shape=shape
+    )
+    total = sum(batches)
+    curve = short.curve(schedule, clock=clock, total_tokens=total, batch_rule=rule)
+    expected = [
+        closed_form(shape, n, 61, 390, total) * (batch / 10) ** exponent
+        for n, batch in zip(tokens, batches, strict=True)
+    ]
+    assert curve.lrs(range(61)) == pytest.approx(expected, rel=1e-12)
+    assert f32(curve, range(61)) == pytest.approx(expected, rel=1e-6)
+    after = closed_form(shape, total, 61, 390, total) * 0.5**exponent
+    assert curve.lr(99) == pytest.approx(after, rel=1e-12)
+
+
+def test_a_power_law_counts_the_batch_itself():
+    law = short.law(max_lr=1.0)
+    with pytest.raises(ValueError, match="'linear' and the schedule has a PowerLaw"):
+        short.curve((law,), batch_rule="linear")
+
+
 @pytest.mark.parametrize(
     ("shape", "peer"),
     [

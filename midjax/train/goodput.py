@@ -90,8 +90,11 @@ class Stopwatch:
         self._saved[step] = self.seconds()["step"]
 
     def rolled_back(self, step: int) -> None:
-        """The state is that of an earlier `saved` again: `step` since then is `lost`."""
-        done = self.seconds()["step"] - self._saved[step]
+        """The state is that of an earlier `saved` again: `step` since then is `lost`.
+
+        Of a step that another process saved: all of this one's `step`.
+        """
+        done = self.seconds()["step"] - self._saved.get(step, 0.0)
         self._seconds["step"] -= done
         self._seconds["lost"] += done
         self._saved = {at: seconds for at, seconds in self._saved.items() if at <= step}

@@ -56,18 +56,23 @@ class Account:
     """
 
     def __init__(self, run_dir: str, watch: goodput.Stopwatch, *, first_step: int) -> None:
-        before = read(run_dir)
         self.step, self.skipped_updates = first_step, 0
-        self._watch, self._session = watch, len(before) + 1
-        self._past = settled(before, first_step)
-        self._previous_end = before[-1].end if before else None
-        if before:
-            self._past["down"] += max(watch.began - before[-1].end, 0.0)
+        self._before, self._watch = read(run_dir), watch
+        self._past = settled(self._before, first_step)
+        watch.saved(first_step)
+
+    def rolled_back(self, step: int) -> None:
+        """The run goes on, in this process, from a checkpoint of an earlier step."""
+        self.step = step
+        self._watch.rolled_back(step)
+        self._past = settled(self._before, step)
 
     def seconds(self) -> dict[str, float]:
         """Of the whole run until now, by bucket."""
-        now = self._watch.seconds()
-        return {name: past + now.get(name, 0.0) for name, past in self._past.items()}
+        now = self._watch.seconds() | {"down": 0.0}
+        if self._before:
+            now["down"] = max(self._watch.began - self._before[-1].end, 0.0)
+        return {name: self._past[name] + amount for name, amount in now.items()}
 
     def fields(self, *, final: bool = False) -> dict[str, Any]:
         """The fields of an event "goodput"; `final` for the last one of a session."""
@@ -76,10 +81,10 @@ class Account:
             "step": self.step,
             "goodput": share(run),
             "run_seconds": _rounded(run),
-            "session": self._session,
+            "session": len(self._before) + 1,
             "session_began": round(self._watch.began, 3),
             "session_seconds": _rounded(self._watch.seconds()),
-            "previous_end": self._previous_end,
+            "previous_end": self._before[-1].end if self._before else None,
             "skipped_updates": self.skipped_updates,
             "final": final,
         }
@@ -112,7 +117,7 @@ def settled(sessions: Sequence[Session], first_step: int) -> dict[str, float]:
         for name, amount in seconds.items():
             total[name] += amount
         total["lost"] += max(session.end - session.began - sum(seconds.values()), 0.0)
-        kept = min(kept, session.points[0][0])
+        kept = min(kept, *(step for step, _ in session.points))
     for one, other in itertools.pairwise(sessions):
         total["down"] += max(other.began - one.end, 0.0)
     return total

@@ -87,6 +87,30 @@ def test_a_run_killed_before_its_first_checkpoint_keeps_nothing_but_its_start(wo
     assert world.run() == {"start": 10, "lost": 3, "down": 1}
 
 
+def test_a_rollback_loses_what_it_undoes_whoever_did_it(world):
+    """The second session goes back to its own checkpoint, then to one of the first session."""
+    world.begin(0)
+    world.steps(1, 4)
+    world.event(4)
+    world.steps(5, 8)
+    world.event(8)
+    world.begin(8)
+    world.steps(9, 12)
+    world.watch.saved(12)
+    world.event(12)
+    world.steps(13, 15)
+    world.account.rolled_back(12)
+    assert world.run() == {"start": 10, "step": 12, "lost": 3}
+    world.event(12)
+    world.account.rolled_back(4)
+    assert world.run() == {"start": 10, "step": 4, "lost": 11}
+    world.event(4)
+    world.steps(5, 6)
+    world.begin(4)  # after a kill
+    assert world.run() == {"start": 15, "step": 4, "lost": 13}
+    assert sum(world.run().values()) == world.now - 1000
+
+
 def test_a_session_that_ended_lost_nothing(world):
     world.begin(0)
     world.steps(1, 4)

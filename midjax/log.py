@@ -25,10 +25,14 @@ def say(text: str) -> None:
 
 
 class Journal:
-    """Append-only `metrics.jsonl` and `events.jsonl` of one run directory."""
+    """Append-only `metrics.jsonl` and `events.jsonl` of one run directory.
+
+    Attributes:
+      newest_step: of the rows that were there when it was opened, removed ones included; 0 of none.
+    """
 
     def __init__(self, run_dir: str, *, step: int, is_writer: bool) -> None:
-        self._is_writer = is_writer
+        self._is_writer, self.newest_step = is_writer, 0
         self._metrics = files.path(run_dir) / "metrics.jsonl"
         self._events = files.path(run_dir) / "events.jsonl"
         if not is_writer:
@@ -56,7 +60,9 @@ class Journal:
         if not text:
             return 0
         rows = text.split("\n")[:-1] if text.endswith("\n") else text.split("\n")
-        kept = [row for row in rows if 0 < _step_of(row) <= step]
+        steps = [_step_of(row) for row in rows]
+        self.newest_step = max(0, *steps)
+        kept = [row for row, at in zip(rows, steps, strict=True) if 0 < at <= step]
         if len(kept) < len(rows) or not text.endswith("\n"):
             files.write_text(self._metrics, "".join(row + "\n" for row in kept))
         return len(rows) - len(kept)

@@ -2,6 +2,7 @@
 """What each verb of `midjax` does with its arguments. Heavy imports happen inside a verb."""
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -89,6 +90,8 @@ LOOSE_WHEN_RESUMING = (
     "data.mixture",
     "data.sources",
     "data.workers",
+    "trackers",
+    "device_flops_per_second",
     # Batches are what was asked for from here on; those before stay what they were.
     "data.batch_rows",
     "batch_lr_rule",
@@ -105,13 +108,18 @@ def _guard_train(root: Any) -> None:
 
 
 def train(arguments: list[str]) -> None:
+    from midjax.train import goodput
+
+    # A process that was started for this run was for it from its start on, imports and all.
+    alone = sys.argv[1:] == ["train", *arguments]
+    watch = goodput.Stopwatch(goodput.process_age_seconds() if alone else 0.0)
     root = _load("train", arguments)
     _guard_train(root)
     from midjax import config, log
     from midjax.model import hf_generation
     from midjax.train import loop
 
-    begun = loop.begin(root)  # a recipe that cannot run leaves no run directory behind
+    begun = loop.begin(root, watch)  # a recipe that cannot run leaves no run directory behind
     config.save(root, root.run_dir)
     hf_generation.carry(root.run_dir, run=root.start.run, folder=root.start.huggingface)
     log.say(f"every setting: {root.run_dir}/config.gin")

@@ -12,9 +12,11 @@ from midjax import checkpoint, log, units
 from midjax.batches import loader as loader_lib
 from midjax.mixture import plan as plan_lib
 from midjax.model import context, sharding, transformer
+from midjax.trackers import sink
+from midjax.trackers import tools as trackers_lib
+from midjax.train import goodput, recipe, restore, sessions, speed, unseen
 from midjax.train import metrics as metrics_lib
 from midjax.train import prepare as prepare_lib
-from midjax.train import recipe, restore, unseen
 from midjax.train import start as start_lib
 from midjax.train import step as step_lib
 from midjax.train.schedules import curve
@@ -24,6 +26,7 @@ from midjax.train.schedules import curve
 class Begun:
     """A run whose recipe was checked and whose first state lies on its mesh."""
 
+    watch: goodput.Stopwatch
     prepared: prepare_lib.Prepared
     mesh: jax.sharding.Mesh
     state: step_lib.TrainState
@@ -34,8 +37,12 @@ def run(config: recipe.Train) -> dict[str, Any]:
     return go(begin(config))
 
 
-def begin(config: recipe.Train) -> Begun:
+def begin(config: recipe.Train, watch: goodput.Stopwatch | None = None) -> Begun:
     """Checks everything, then builds the first state. Own damaged checkpoints are set aside.
+
+    Args:
+      config: the recipe.
+      watch: knows when the process began, if it is there for this run; None is now.
 
     Raises:
       ValueError and its kinds: the recipe cannot run. Nothing has been written, but
@@ -46,6 +53,8 @@ def begin(config: recipe.Train) -> Begun:
             f"`midjax train` was started in {jax.process_count()} processes and trains in one "
             "process so far. Start it on one host; all of its devices are used."
         )
+    watch = watch or goodput.Stopwatch()
+    trackers_lib.check(config.trackers)
     while True:
         try:
             prepared = prepare_lib.prepare(config)
@@ -54,7 +63,8 @@ def begin(config: recipe.Train) -> Begun:
                 part = (rows // config.parts(rows),)
                 sharding.check_divides("A microbatch", part, ("batch",), mesh.shape)
             context.order(config.data.row_tokens, context.shards(mesh.shape))  # or is refused
-            return Begun(prepared=prepared, mesh=mesh, state=restore.first_state(prepared, mesh))
+            state = restore.first_state(prepared, mesh)
+            return Begun(watch=watch, prepared=prepared, mesh=mesh, state=state)
         except checkpoint.DamagedError as error:
             if error.run_dir != config.run_dir:
                 raise  # another run's: the user chooses an earlier step
@@ -66,17 +76,31 @@ def go(begun: Begun) -> dict[str, Any]:
 
     The state of `begun` is used up.
     """
-    prepared = begun.prepared
+    prepared, watch = begun.prepared, begun.watch
     config = prepared.config
+    # First: the journal removes the rows that tell when a killed process stopped.
+    account = sessions.Account(config.run_dir, watch, first_step=prepared.first_step)
     journal = log.Journal(config.run_dir, step=prepared.first_step, is_writer=True)
     _announce(prepared, journal)
     row: dict[str, Any] = {}
-    with checkpoint.Store(config.run_dir, config.checkpoint) as store, jax.set_mesh(begun.mesh):
-        _warn_of_unseen(begun, journal)
-        if prepared.first_step < prepared.total_steps:
-            row = _loop(begun, journal, store)
+    if prepared.first_step < prepared.total_steps:
+        try:
+            with sink.Trackers(config.trackers, _tracked(prepared, journal), journal) as trackers:
+                row = _train(begun, account, journal, trackers)
+        finally:
+            journal.event("goodput", **account.fields(final=True))
+            log.say(account.sentence())
     journal.event("end", step=prepared.total_steps)
     return row
+
+
+def _tracked(prepared: prepare_lib.Prepared, journal: log.Journal) -> trackers_lib.Run:
+    return trackers_lib.Run(
+        run_dir=prepared.config.run_dir,
+        config=dataclasses.asdict(prepared.config),
+        first_step=prepared.first_step,
+        newest_step=journal.newest_step,
+    )
 
 
 def _announce(prepared: prepare_lib.Prepared, journal: log.Journal) -> None:
@@ -170,9 +194,50 @@ def _warn_of_unseen(begun: Begun, journal: log.Journal) -> None:
         journal.event("unseen_token", what=sentence)
 
 
-def _loop(begun: Begun, journal: log.Journal, store: checkpoint.Store) -> dict[str, Any]:
+def _train(
+    begun: Begun, account: sessions.Account, journal: log.Journal, trackers: sink.Trackers
+) -> dict[str, Any]:
+    """`_loop`, with what it writes to."""
+    config, watch = begun.prepared.config, begun.watch
+    try:
+        with checkpoint.Store(config.run_dir, config.checkpoint) as store, jax.set_mesh(begun.mesh):
+            _warn_of_unseen(begun, journal)
+            recorder = _recorder(begun, journal, trackers)
+            watch.enter("step")
+            journal.event("goodput", **account.fields())
+            _loop(begun, account, journal, recorder, store)
+            watch.enter("checkpoint")  # waits for what is still being written
+    finally:
+        watch.enter("other")
+    return recorder.last
+
+
+def _recorder(begun: Begun, journal: log.Journal, trackers: sink.Trackers) -> metrics_lib.Recorder:
+    prepared, config = begun.prepared, begun.prepared.config
+    return metrics_lib.Recorder(
+        config.data,
+        prepared.loader.order,
+        journal,
+        prepared.timeline,
+        trackers=trackers,
+        speed=speed.Speed(
+            config.model, list(begun.mesh.devices.flat), config.device_flops_per_second, journal
+        ),
+        first_row=prepared.first_row,
+        max_consecutive_skips=config.max_consecutive_skips,
+        restarted=prepared.origin.kind == "own" and not prepared.position.changed,
+    )
+
+
+def _loop(
+    begun: Begun,
+    account: sessions.Account,
+    journal: log.Journal,
+    recorder: metrics_lib.Recorder,
+    store: checkpoint.Store,
+) -> None:
     """The loop itself. Metrics of update n are read after update n + 1 was dispatched."""
-    prepared, state = begun.prepared, begun.state
+    prepared, state, watch = begun.prepared, begun.state, begun.watch
     config = prepared.config
     replicated = jax.sharding.NamedSharding(begun.mesh, sharding.spec(()))
     shardings = (jax.tree.map(lambda x: x.sharding, state), replicated)
@@ -182,33 +247,33 @@ def _loop(begun: Begun, journal: log.Journal, store: checkpoint.Store) -> dict[s
     batches = prepared.loader.batches(
         next_row=prepared.first_row, first_step=prepared.first_step + 1, batch_rows=sizes
     )
-    recorder = metrics_lib.Recorder(
-        config.data,
-        prepared.loader.order,
-        journal,
-        timeline,
-        first_row=prepared.first_row,
-        max_consecutive_skips=config.max_consecutive_skips,
-        restarted=prepared.origin.kind == "own" and not prepared.position.changed,
-    )
+    compiled: set[int] = set()
     place = sharding.batch(begun.mesh)
     last = prepared.total_steps
     with log.Progress(
         config.run_dir, timeline.tokens(last), done_tokens=timeline.first_tokens
     ) as progress:
         for step in range(prepared.first_step + 1, last + 1):
-            batch, _ = next(batches)
-            batch = context.arrange(batch, begun.mesh.shape)
+            with watch.measure("data_wait") as wait:
+                batch, _ = next(batches)
+                if recorder.device_is_busy():
+                    wait.bucket = "step"  # it cost nothing
+            arranged = context.arrange(batch, begun.mesh.shape)
             rows = timeline.batch_rows(step)
-            state, metrics = train_steps[rows](state, loader_lib.place(batch, place))
-            recorder.put(step, metrics)
+            with watch.measure("step" if rows in compiled else "compile"):
+                state, metrics = train_steps[rows](state, loader_lib.place(arranged, place))
+            compiled.add(rows)
+            recorder.put(step, metrics, batch)
+            account.at(step, skipped_updates=recorder.skipped)
             progress.advance(rows * timeline.row_tokens, recorder.note)
             if step % config.checkpoint.every_steps == 0 or step == last:
                 recorder.flush()  # a checkpoint never has less behind it than its metrics say
-                _save(prepared, store, step, state)
+                with watch.measure("checkpoint"):
+                    _save(prepared, store, step, state)
+                watch.saved(step)
                 journal.event("checkpoint", step=step)
+                journal.event("goodput", **account.fields())
     batches.close()
-    return recorder.last
 
 
 def _train_step(prepared: prepare_lib.Prepared, batch_rows: int, shardings: Any) -> Any:

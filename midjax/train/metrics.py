@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Device metrics of each update -> a row of `metrics.jsonl`, with exact counts by source."""
 
-import time
 from typing import Any
 
 import jax
 
 from midjax import log
+from midjax.batches import batch as batch_lib
 from midjax.batches import loader
 from midjax.mixture import order as order_lib
+from midjax.trackers import sink
+from midjax.train import speed as speed_lib
 from midjax.train import step as step_lib
 from midjax.train import timeline as timeline_lib
 
@@ -41,10 +43,10 @@ class Recorder:
         rows/NAME                rows drawn since global row 0, which a kept step does not reset;
                                  times T, the source's tokens so far
         epochs/NAME              epochs drawn, those before the run included
-        perf/step_seconds, perf/tokens_per_second
+        perf/...                 speed, utilisation and memory: see `speed.Speed`
 
     Args:
-      data, order, journal, timeline: of the run.
+      data, order, journal, timeline, trackers, speed: of the run.
       first_row: where it goes on.
       max_consecutive_skips: see `recipe.Train`.
       restarted: this run goes on from its own checkpoint, with the same mixture.
@@ -57,25 +59,38 @@ class Recorder:
         journal: log.Journal,
         timeline: timeline_lib.Timeline,
         *,
+        trackers: sink.Trackers,
+        speed: speed_lib.Speed,
         first_row: int,
         max_consecutive_skips: int,
         restarted: bool,
     ) -> None:
         self._data, self._order, self._journal = data, order, journal
         self._timeline, self._first_row = timeline, first_row
-        self._pending: tuple[int, step_lib.Metrics] | None = None
-        self._time = time.monotonic()
+        self._trackers, self._speed = trackers, speed
+        self._pending: tuple[int, step_lib.Metrics, speed_lib.Work] | None = None
         # A stage that began before the checkpoint is not said again.
         self._stage = order.stage_at(first_row - 1) if restarted and first_row else -1
-        self._skipped = self._skipped_in_a_row = 0
+        self.skipped = self._skipped_in_a_row = 0
         self._max_skips = max_consecutive_skips
         self.last: dict[str, Any] = {}
         self.note = ""
 
-    def put(self, step: int, metrics: step_lib.Metrics) -> None:
-        """Takes update `step`'s metrics and writes those of the update before."""
+    def put(self, step: int, metrics: step_lib.Metrics, batch: batch_lib.Batch) -> None:
+        """Takes update `step`'s metrics and its batch on the host; writes those of the one before.
+
+        The device has this update to do meanwhile.
+        """
+        work = self._speed.work(batch)
         self.flush()
-        self._pending = (step, metrics)
+        self._pending = (step, metrics, work)
+
+    def device_is_busy(self) -> bool:
+        """Whether the newest update is not done yet. Does not wait."""
+        if self._pending is None:
+            return False
+        loss: Any = self._pending[1]["loss"]
+        return not loss.is_ready()
 
     def flush(self) -> None:
         """Writes what is pending; waits for the device.
@@ -85,16 +100,15 @@ class Recorder:
         """
         if self._pending is None:
             return
-        step, metrics = self._pending
+        step, metrics, work = self._pending
         self._pending = None
         values = jax.device_get(metrics)
-        now = time.monotonic()
-        self.last = self._row(step, values, now - self._time)
-        self._time = now
+        self.last = self._row(step, values) | self._speed.row(work)
         self._journal.metrics(self.last)
+        self._trackers.put(self.last)
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if values["skipped"] else 0
         if values["skipped"]:
-            self._skipped += 1
+            self.skipped += 1
             self._journal.event("skipped", step=step, why="loss or gradient not finite")
         if self._skipped_in_a_row > self._max_skips:
             raise DivergedError(
@@ -103,10 +117,12 @@ class Recorder:
                 f"{step - self._skipped_in_a_row} was applied. Look at the learning rate and at "
                 "the data of these steps; the checkpoints are kept."
             )
-        skipped = f"  skipped {self._skipped}" if self._skipped else ""
-        self.note = f"loss {self.last['loss']:.3f}{skipped}"
+        mfu = self.last["perf/mfu"]
+        self.note = f"loss {self.last['loss']:.3f}"
+        self.note += f"  MFU {mfu:.0%}" if mfu is not None else ""
+        self.note += f"  skipped {self.skipped}" if self.skipped else ""
 
-    def _row(self, step: int, values: dict[str, Any], seconds: float) -> dict[str, Any]:
+    def _row(self, step: int, values: dict[str, Any]) -> dict[str, Any]:
         order, timeline = self._order, self._timeline
         rows_done = self._first_row + timeline.rows(step)
         batch_rows = timeline.batch_rows(step)
@@ -124,8 +140,6 @@ class Recorder:
             row[f"asked/{name}"] = float(asked[k])
             row[f"rows/{name}"] = int(counts[k])
             row[f"epochs/{name}"] = float(epochs[k])
-        row["perf/step_seconds"] = seconds
-        row["perf/tokens_per_second"] = batch_rows * timeline.row_tokens / seconds
         return row
 
     def _asked(self, step: int, first_row: int) -> Any:

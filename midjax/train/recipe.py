@@ -6,6 +6,7 @@ import dataclasses
 from midjax import checkpoint
 from midjax.batches import loader as loader_lib
 from midjax.model import architecture, sharding
+from midjax.trackers import tools as trackers_lib
 from midjax.train import optimizer as optimizer_lib
 from midjax.train import start as start_lib
 from midjax.train import step as step_lib
@@ -31,6 +32,10 @@ class Train:
       mesh: devices.
       checkpoint: when to save.
       seed: of fresh parameters.
+      trackers: programs that metrics are sent to as well, such as (@TensorBoard(),): see
+        `trackers.tools`. They can neither stop nor delay the run.
+      device_flops_per_second: what one device could do at most, for the model FLOPs utilisation;
+        None is the bfloat16 peak of its kind, where that is known.
     """
 
     run_dir: str
@@ -47,6 +52,8 @@ class Train:
     mesh: sharding.Mesh
     checkpoint: checkpoint.Keep
     seed: int
+    trackers: tuple[trackers_lib.Tool, ...] = ()
+    device_flops_per_second: float | None = None
 
     def __post_init__(self) -> None:
         if "://" in self.run_dir:
@@ -64,6 +71,11 @@ class Train:
         if self.max_consecutive_skips < 0:
             raise ValueError(
                 f"Train.max_consecutive_skips must be 0 or more, got {self.max_consecutive_skips}."
+            )
+        if self.device_flops_per_second is not None and self.device_flops_per_second <= 0:
+            raise ValueError(
+                "Train.device_flops_per_second must be positive (459e12 is a TPU v5p's), got "
+                f"{self.device_flops_per_second}."
             )
         if self.data.row_tokens > self.model.context_tokens:
             raise ValueError(

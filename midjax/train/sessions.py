@@ -50,20 +50,21 @@ class Account:
       watch: of this process.
       first_step: from which this session goes on.
 
-    Attributes:
-      step: updates done, as the loop says. If the run goes on from here, nothing so far is lost.
-      skipped_updates: those of this session, likewise. Their time is in `step`.
     """
 
     def __init__(self, run_dir: str, watch: goodput.Stopwatch, *, first_step: int) -> None:
-        self.step, self.skipped_updates = first_step, 0
+        self._step, self._skipped = first_step, 0
         self._before, self._watch = read(run_dir), watch
         self._past = settled(self._before, first_step)
         watch.saved(first_step)
 
+    def at(self, step: int, *, skipped_updates: int) -> None:
+        """So many updates are done; of this session's so many were skipped."""
+        self._step, self._skipped = step, skipped_updates
+
     def rolled_back(self, step: int) -> None:
         """The run goes on, in this process, from a checkpoint of an earlier step."""
-        self.step = step
+        self._step = step
         self._watch.rolled_back(step)
         self._past = settled(self._before, step)
 
@@ -75,17 +76,21 @@ class Account:
         return {name: self._past[name] + amount for name, amount in now.items()}
 
     def fields(self, *, final: bool = False) -> dict[str, Any]:
-        """The fields of an event "goodput"; `final` for the last one of a session."""
+        """The fields of an event "goodput"; `final` for the last one of a session.
+
+        If the run goes on from the step that it names, nothing so far is lost. The time of skipped
+        updates is in `step`.
+        """
         run = self.seconds()
         return {
-            "step": self.step,
+            "step": self._step,
             "goodput": share(run),
             "run_seconds": _rounded(run),
             "session": len(self._before) + 1,
             "session_began": round(self._watch.began, 3),
             "session_seconds": _rounded(self._watch.seconds()),
             "previous_end": self._before[-1].end if self._before else None,
-            "skipped_updates": self.skipped_updates,
+            "skipped_updates": self._skipped,
             "final": final,
         }
 

@@ -3,13 +3,15 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 import tiny_run as tiny
 
 from midjax import log
 from midjax.batches import loader
-from midjax.train import metrics, start, timeline
+from midjax.trackers import sink, tools
+from midjax.train import metrics, speed, start, timeline
 
 STAGES = ((0, {"prose": 0.6, "code": 0.4}), (10 * tiny.T, {"prose": 0.1, "code": 0.9}))
 
@@ -21,11 +23,15 @@ def written(tmp_path):
     data = tiny.data(tmp_path / "tokens", tiny.mixture(*STAGES))
     made = loader.Loader(data, loader.Opened(data), total_rows=5 * tiny.B)
     journal = log.Journal(str(tmp_path / "run"), step=0, is_writer=True)
+    tracked = tools.Run(run_dir=str(tmp_path), config={}, first_step=0, newest_step=0)
+    sent = sink.Trackers((), tracked, journal)
     recorder = metrics.Recorder(
         data,
         made.order,
         journal,
         timeline.of(data, 5 * tiny.B * tiny.T, start.FRESH),
+        trackers=sent,
+        speed=speed.Speed(tiny.model(), jax.local_devices(), 1e12, journal),
         first_row=0,
         max_consecutive_skips=1,
         restarted=False,
@@ -40,6 +46,7 @@ def written(tmp_path):
                 "param_norm": 1.0, "lr": 0.1, "skipped": int(step == 2),
                 "nll_by_source": 2.0 * weight, "weight_by_source": weight,
             },
+            batch,
         )  # fmt: skip
     recorder.flush()
     read = [
@@ -60,6 +67,7 @@ def test_counts_by_source_are_those_of_the_batches(written):
             assert row[f"tokens/{name}"] == (batch.weights * (batch.source == k)).sum()
             assert row[f"epochs/{name}"] == drawn[k] / made.order.source_rows[k]
             assert row[f"loss/{name}"] == (2.0 if row[f"tokens/{name}"] else None)
+        assert row["perf/padding"] == (batch.segments == 0).mean()
         assert row["tokens"] == row["step"] * tiny.T * tiny.B
 
 

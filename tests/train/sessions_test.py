@@ -27,7 +27,7 @@ class World:
         self.event(first_step)
 
     def event(self, step, **kwargs):
-        self.account.step = step
+        self.account.at(step, skipped_updates=0)
         self.journal.event("goodput", **self.account.fields(**kwargs))
 
     def steps(self, first, last, seconds=1.0):

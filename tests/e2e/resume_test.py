@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""20 updates straight = 10 + kill -9 + resume for 10 more, bit for bit, in real processes."""
+"""20 updates straight = 10 + kill -9 + resume for 10 more, bit for bit, in real processes.
+
+And every second of them is in one bucket of the goodput.
+"""
 
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import pytest
 import tiny_run as tiny
@@ -16,7 +20,7 @@ from midjax.batches import starts
 # Runs the ordinary verb, notes the row ids of every batch, and kills itself with SIGKILL when the
 # metrics of a given step were written and the checkpoint before it is whole.
 DRIVER = """
-import json, os, signal, sys
+import json, os, signal, sys, time
 import midjax.__main__ as cli
 from midjax import checkpoint, log
 from midjax.batches import loader
@@ -38,7 +42,10 @@ def counted(self, row):
         os.kill(os.getpid(), signal.SIGKILL)
 
 loader.Loader.batches, log.Journal.metrics = noted, counted
-sys.exit(cli.main(["train", "--gin_file=" + gin_file]))
+sys.argv[1:] = ["train", "--gin_file=" + gin_file]  # as if this were all that was asked
+code = cli.main()
+print("DONE AT", time.time())
+sys.exit(code)
 """
 
 
@@ -101,16 +108,30 @@ def row_ids(folder: pathlib.Path, name: str):
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("resume")
     tiny.write_tokens(folder / "tokens")
+    clock = {"straight": time.time()}
     straight = run(folder, "straight")
     assert straight.returncode == 0, straight.stderr
+    clock |= {"straight done": done_at(straight), "killed": time.time()}
     killed = run(folder, "killed", kill_after=13)
     assert killed.returncode == -9, killed.stderr
     assert checkpoint.steps(str(folder / "killed")) == [10]
     assert len(rows(folder, "killed")) == 13
+    clock["last row"] = newest(folder / "killed" / "metrics.jsonl")["perf/time"]
+    clock["resumed"] = time.time()
     resumed = run(folder, "killed")
     assert resumed.returncode == 0, resumed.stderr
     assert "start: own" in resumed.stdout
+    clock["killed done"] = done_at(resumed)
+    (folder / "clock.json").write_text(json.dumps(clock))
     return folder
+
+
+def newest(file):
+    return json.loads(file.read_text().splitlines()[-1])
+
+
+def done_at(process):
+    return float(process.stdout.rpartition("DONE AT")[2])
 
 
 def test_metrics_are_bit_identical(folder):
@@ -135,3 +156,36 @@ def test_rows_that_were_redone_are_counted(folder):
     events = [json.loads(line) for line in (folder / "killed" / "events.jsonl").open()]
     assert [e["rows"] for e in events if e["event"] == "rows_redone"] == [3]
     assert [e["kind"] for e in events if e["event"] == "start"] == ["fresh", "own"]
+
+
+@pytest.mark.parametrize("name", ["straight", "killed"])
+def test_the_buckets_of_goodput_sum_to_the_wall_time(folder, name):
+    """Against the clock of whoever started the processes, the killed one included, to 1 %."""
+    clock = json.loads((folder / "clock.json").read_text())
+    *_, last = goodput(folder, name)
+    wall = clock[f"{name} done"] - clock[name]
+    assert last["final"] and last["step"] == 20
+    assert sum(last["run_seconds"].values()) == pytest.approx(wall, rel=0.01)
+    for bucket in ("start", "compile", "step", "checkpoint"):
+        assert last["run_seconds"][bucket] > 0
+    assert last["goodput"] == pytest.approx(last["run_seconds"]["step"] / wall, rel=0.02)
+
+
+def test_what_a_kill_cost_is_lost_and_down(folder):
+    clock = json.loads((folder / "clock.json").read_text())
+    events = goodput(folder, "killed")
+    assert [(e["session"], e["step"]) for e in events] == [
+        (1, 0), (1, 10), (2, 10), (2, 20), (2, 20)
+    ]  # fmt: skip
+    kept, last = events[1], events[-1]
+    kept_until = kept["session_began"] + sum(kept["session_seconds"].values())
+    lost, down = (last["run_seconds"][name] for name in ("lost", "down"))
+    assert lost == pytest.approx(clock["last row"] - kept_until, abs=0.01)
+    assert down == pytest.approx(last["session_began"] - clock["last row"], abs=0.01)
+    assert clock["resumed"] - 0.05 < last["session_began"] < clock["killed done"]
+    assert goodput(folder, "straight")[-1]["run_seconds"]["lost"] == 0
+
+
+def goodput(folder, name):
+    events = [json.loads(line) for line in (folder / name / "events.jsonl").open()]
+    return [event for event in events if event["event"] == "goodput"]

@@ -2,6 +2,7 @@
 """The run as a whole: what it counts, what it leaves, and where it stops."""
 
 import json
+import threading
 
 import jax
 import numpy as np
@@ -11,7 +12,9 @@ import tiny_run as tiny
 from midjax import checkpoint
 from midjax.batches import shards
 from midjax.mixture import plan as plan_lib
-from midjax.train import loop, metrics, prepare, step
+from midjax.model import flops
+from midjax.trackers import sink, tools
+from midjax.train import goodput, loop, metrics, prepare, step
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +106,61 @@ def test_documents_that_are_in_no_row_are_said(tmp_path, capsys):
     shards.write(str(tmp_path / "tokens" / "code"), made, facts=facts, shard_tokens=500)
     loop.run(tiny.train(tmp_path, steps=1, schedule=tiny.wsd(warmup_steps=0)))
     assert "code: 2 documents are in no row: fewer than 2 tokens" in capsys.readouterr().out
+
+
+def test_a_run_says_where_its_time_went_and_how_well_it_used_the_devices(folder):
+    told = [e for e in read(folder, "events") if e["event"] == "goodput"]
+    assert [(e["step"], e["final"]) for e in told] == [
+        (0, False),
+        (4, False),
+        (8, False),
+        (8, True),
+    ]
+    sums = [sum(e["run_seconds"].values()) for e in told]
+    assert sums == sorted(sums) and set(told[0]["run_seconds"]) == {*goodput.BUCKETS, "down"}
+    assert told[0]["run_seconds"]["step"] == 0 < told[-1]["run_seconds"]["compile"]
+    rows = read(folder, "metrics")
+    # A CPU has no known peak, and an event says so.
+    assert {row["perf/mfu"] for row in rows} == {None}
+    assert [e["event"] for e in read(folder, "events")].count("mfu_unknown") == 1
+    least = 6 * flops.matrix_entries(tiny.model())
+    for row in rows:
+        tokens = tiny.T * tiny.B * (1 - row["perf/padding"])
+        assert row["perf/tokens_per_second"] * row["perf/step_seconds"] == pytest.approx(tokens)
+        assert least * tokens < row["perf/model_flops"] < 2 * least * tokens
+
+
+def test_trackers_of_a_recipe_get_every_row(folder, monkeypatch):
+    """One takes them, one hangs, one cannot be opened: the run is the same."""
+    release, taken = threading.Event(), []
+
+    class Taking:
+        def open(self, run):
+            assert run.config["seed"] == 0 and (run.first_step, run.newest_step) == (0, 0)
+            return self
+
+        def write(self, step, numbers):
+            taken.append((step, numbers))
+
+        def close(self):
+            pass
+
+    class Hanging(Taking):
+        def write(self, step, numbers):
+            release.wait()
+
+    class Failing(Taking):
+        def open(self, run):
+            raise OSError("no network")
+
+    monkeypatch.setattr(tools, "check", lambda trackers: None)
+    monkeypatch.setattr(sink, "CLOSE_SECONDS", 1.0)
+    config = tiny.train(folder, "tracked", steps=4, trackers=(Hanging(), Failing(), Taking()))
+    last = loop.run(config)
+    release.set()
+    assert [step for step, _ in taken] == [1, 2, 3, 4] and taken[-1][1]["loss"] == last["loss"]
+    events = [json.loads(x) for x in (folder / "tracked" / "events.jsonl").open()]
+    ends = {e["tracker"]: e for e in events if e["event"] == "tracker_end"}
+    assert ends["Hanging"]["left"] == ends["Failing"]["dropped"] == ends["Taking"]["written"] == 4
+    with pytest.raises(ValueError, match="device_flops_per_second must be positive"):
+        tiny.train(folder, device_flops_per_second=0.0)

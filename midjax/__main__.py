@@ -139,8 +139,9 @@ Writes Train.run_dir: config.json, config.gin, metrics.jsonl (a row per update),
 checkpoints/<step>/. If that folder holds a checkpoint of this run, the newest whole one is
 resumed, whatever Start says (damaged ones are set aside, and it says so); otherwise Start says
 what the run begins from. The recipe must be the one that the run began with, but for run_dir,
-mesh, microbatches, checkpoint, model.remat and model.loss_chunk_tokens, and for the mixture: one
-that changed is a new stage from the next row on, and each source goes on where it was.""",
+mesh, microbatches, checkpoint, trackers, device_flops_per_second, model.remat and
+model.loss_chunk_tokens, and for the mixture: one that changed is a new stage from the next row on,
+and each source goes on where it was. Ends with where the time of all its processes went.""",
     ),
     "average": Verb(
         verbs.average,

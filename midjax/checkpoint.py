@@ -108,7 +108,7 @@ class Store:
         Args:
           step: updates done; above every step saved before.
           params: parameter tree.
-          opt_state: `optimizer.to_parts` of the optimizer state; None saves none.
+          opt_state: `optimizers.optimizer.to_parts` of the optimizer state; None saves none.
           data: position in the data, plain JSON; empty where there is none.
           facts: what the manifest says besides norms and digests, plain JSON.
         """

@@ -4,7 +4,7 @@
 tree --named_leaves--> ("layers/wq", array) ...  --describe, norms, digests--> what a manifest keeps
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -40,10 +40,22 @@ def listed(wrong: list[str]) -> str:
     return "; ".join(wrong[:4]) + rest
 
 
-def named_leaves(tree: Any) -> list[tuple[str, Any]]:
+def named_leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[str, Any]]:
     """("layers/wq", array) for every leaf of a tree."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf)
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
+
+
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree of dicts whose `named_leaves` these are."""
+    tree: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *folders, last = name.split("/")
+        place = tree
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[last] = leaf
+    return tree
 
 
 def norms(arrays: Mapping[str, Any]) -> dict[str, float]:

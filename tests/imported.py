@@ -13,7 +13,7 @@ from midjax import checkpoint, demo_data
 from midjax.batches import batch
 from midjax.importing import llama2c, maxtext, maxtext_schedule, recipe
 from midjax.model import architecture, rope, sharding, transformer
-from midjax.train import optimizer
+from midjax.train.optimizers import optimizer
 
 DATA = pathlib.Path(__file__).parent / "data"
 STORIES = pathlib.Path(demo_data.__file__).parent / "stories260K"

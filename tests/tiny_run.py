@@ -10,7 +10,8 @@ from midjax import checkpoint
 from midjax.batches import loader, shards
 from midjax.mixture import stages as stages_lib
 from midjax.model import architecture, rope, sharding
-from midjax.train import optimizer, recipe, start, step
+from midjax.train import recipe, start, step
+from midjax.train.optimizers import adamw as adamw_lib
 from midjax.train.schedules import phases
 
 VOCAB, T, B = 64, 16, 8
@@ -45,12 +46,12 @@ def model(**kwargs) -> architecture.TransformerConfig:
     return architecture.TransformerConfig(**(given | kwargs))
 
 
-def adamw(**kwargs) -> optimizer.AdamW:
+def adamw(**kwargs) -> adamw_lib.AdamW:
     given = {
-        "b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "decay_embedding": False,
-        "decay_norms": False, "clip_norm": 1.0, "moments_dtype": "float32",
+        "b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "clip_norm": 1.0,
+        "mu_dtype": "float32", "nu_dtype": "float32",
     }  # fmt: skip
-    return optimizer.AdamW(**(given | kwargs))
+    return adamw_lib.AdamW(**(given | kwargs))
 
 
 def wsd(**kwargs) -> phases.Schedule:

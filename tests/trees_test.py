@@ -30,3 +30,10 @@ def test_unordered_digest_sees_numbers_and_not_their_places(dtype):
         assert int(trees.unordered_digest(same)) == digest
     for other in (x.at[0, 0].add(1), -x, x[:3], x.at[0].set(x[1])):
         assert int(trees.unordered_digest(other)) != digest
+
+
+def test_nested_is_the_tree_of_its_named_leaves():
+    tree = {"embed": 1, "layers": {"wq": 2, "wo": (3, 4)}}
+    named = trees.named_leaves(tree, is_leaf=lambda node: isinstance(node, tuple))
+    assert dict(named) == {"embed": 1, "layers/wq": 2, "layers/wo": (3, 4)}
+    assert trees.nested(dict(named)) == tree

@@ -41,7 +41,7 @@ def write(foreign: foreign_lib.Foreign, *, output: str, mesh: jax.sharding.Mesh)
         opt_state: dict[str, Any] | None = None
         if foreign.moment is not None:
             replicated = jax.sharding.NamedSharding(mesh, sharding.spec(()))
-            # The keys are those of `train.optimizer.to_parts`.
+            # The keys are those of `train.optimizers.optimizer.to_parts`.
             opt_state = {"moments": {kind: arrays[kind] for kind in ("mu", "nu")}}
             for name in ("adam_count", "schedule_count"):
                 opt_state[name] = jax.device_put(np.int32(getattr(foreign, name)), replicated)

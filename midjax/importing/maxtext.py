@@ -309,7 +309,7 @@ def _state(
         return {"left_out": _LEFT_OUT}
     if len(adams) > 1:
         raise foreign_lib.ForeignError(
-            f"{folder} has more than one optimizer with moments: {adams}. midjax has one AdamW."
+            f"{folder} has more than one optimizer with moments: {adams}. midjax can take over one."
         )
     if learning_rate is None:
         raise foreign_lib.ForeignError(

@@ -4,7 +4,7 @@
 recipe.py --prepare.py--> Prepared --restore.py--> TrainState --step.py--> TrainState, metrics
              |    start.py: what each part starts from
              |    continuity.py: what must agree with it
-             +--- schedule.py (step -> learning rate) -> optimizer.py (the Optax chain)
+             +--- schedules/ (step -> learning rate) and optimizers/ (gradients -> direction)
 
 metrics, batch --metrics.py, speed.py--> rows of metrics.jsonl --> trackers
 goodput.py, sessions.py: where the time went, of this process and of those before

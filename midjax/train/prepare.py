@@ -11,9 +11,9 @@ from midjax.batches import loader as loader_lib
 from midjax.mixture import order as order_lib
 from midjax.model import architecture, transformer
 from midjax.train import continuity, recipe
-from midjax.train import optimizer as optimizer_lib
 from midjax.train import start as start_lib
 from midjax.train import timeline as timeline_lib
+from midjax.train.optimizers import optimizer as optimizer_lib
 from midjax.train.schedules import clock as clock_lib
 from midjax.train.schedules import curve as curve_lib
 from midjax.train.schedules import resolve as resolve_lib
@@ -82,7 +82,7 @@ class Prepared(Mixed):
 
     Attributes:
       schedule: the learning rate of every update.
-      optimizer: the Optax chain, whose updates the rate is still to scale.
+      optimizer: gives directions, which the rate is still to scale.
     """
 
     schedule: curve_lib.Curve
@@ -161,6 +161,8 @@ def prepare(config: recipe.Train) -> Prepared:
     config, origin = mixed.config, mixed.origin
     curve = schedule(config, origin, mixed.timeline)
     optimizer = optimizer_lib.make(config.optimizer)
+    # Here, so that a parameter without a rule is told before anything runs.
+    jax.eval_shape(optimizer.init, transformer.abstract(config.model))
     _check_model(origin, config.model, optimizer, mixed.opened.tokenizer_hash)
     continuity.same_rows(origin, mixed.position, mixed.loader)
     prepared = Prepared(

@@ -7,9 +7,9 @@ from midjax import checkpoint
 from midjax.batches import loader as loader_lib
 from midjax.model import architecture, sharding
 from midjax.trackers import tools as trackers_lib
-from midjax.train import optimizer as optimizer_lib
 from midjax.train import start as start_lib
 from midjax.train import step as step_lib
+from midjax.train.optimizers import optimizer as optimizer_lib
 from midjax.train.schedules import curve, phases
 
 
@@ -41,7 +41,7 @@ class Train:
     run_dir: str
     model: architecture.TransformerConfig
     data: loader_lib.Data
-    optimizer: optimizer_lib.AdamW
+    optimizer: optimizer_lib.Optimizer
     schedule: phases.Schedule | phases.Phases
     loss: step_lib.Loss
     start: start_lib.Start

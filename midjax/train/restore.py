@@ -13,10 +13,10 @@ import numpy as np
 
 from midjax import checkpoint, trees
 from midjax.model import hf, sharding, transformer
-from midjax.train import optimizer as optimizer_lib
 from midjax.train import prepare as prepare_lib
 from midjax.train import start as start_lib
 from midjax.train import step as step_lib
+from midjax.train.optimizers import optimizer as optimizer_lib
 
 # Two sums of the same squares, in another order on another mesh.
 NORM_TOLERANCE = 1e-4
@@ -57,9 +57,11 @@ def abstract_state(prepared: prepare_lib.Prepared, mesh: jax.sharding.Mesh) -> s
     model = prepared.config.model
     replicated = jax.sharding.NamedSharding(mesh, sharding.spec(()))
     shapes = transformer.abstract(model)
-    param_shardings = sharding.tree(mesh, transformer.logical_axes(model), shapes)
+    axes = transformer.logical_axes(model)
+    param_shardings = sharding.tree(mesh, axes, shapes)
     opt_shapes = jax.eval_shape(prepared.optimizer.init, shapes)
-    opt_shardings = _like_params(opt_shapes, param_shardings, replicated)
+    opt_axes = optimizer_lib.logical_axes(prepared.config.optimizer, axes, shapes)
+    opt_shardings = sharding.tree(mesh, opt_axes, opt_shapes)
 
     def with_shardings(tree: Any, shardings: Any) -> Any:
         return jax.tree.map(
@@ -72,18 +74,6 @@ def abstract_state(prepared: prepare_lib.Prepared, mesh: jax.sharding.Mesh) -> s
         schedule_count=number,
         params=with_shardings(shapes, param_shardings),
         opt_state=with_shardings(opt_shapes, opt_shardings),
-    )
-
-
-def _like_params(shape: Any, param_shardings: Any, replicated: Any) -> Any:
-    """Shardings for an optimizer state: every tree shaped like params gets theirs."""
-    structure: Any = jax.tree.structure(param_shardings)
-
-    def is_params(node: Any) -> bool:
-        return bool(structure == jax.tree.structure(node))
-
-    return jax.tree.map(
-        lambda node: param_shardings if is_params(node) else replicated, shape, is_leaf=is_params
     )
 
 

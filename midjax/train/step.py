@@ -26,7 +26,7 @@ class TrainState:
       schedule_count: position on the learning rate curve, int32 scalar. It moves with every batch,
         applied or skipped: a decay ends where its tokens do.
       params: model parameters.
-      opt_state: of the Optax chain in `optimizer.py`.
+      opt_state: moments and their age, see `optimizers`.
     """
 
     step: jax.Array

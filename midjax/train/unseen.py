@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from midjax.train import optimizer as optimizer_lib
 from midjax.train import step as step_lib
+from midjax.train.optimizers import optimizer as optimizer_lib
 
 # Rows of learnt tokens lie within a factor of two or three of the median.
 SHORT = 0.1
@@ -34,14 +34,16 @@ def warnings(
       state: as the run begins.
       special: token -> (id, times in the data), `loader.Opened.special_tokens`.
       tied_head: whether the head is the embedding table.
-      moments_kept: whether Adam's moments are the checkpoint's.
+      moments_kept: whether the moments are the checkpoint's. Of optimizers without Adam's mean of
+        squares of the embedding, only lengths are looked at.
     """
     if not special:
         return []
     embed_VD = state.params["embed"]
     second_VD = None
     if moments_kept and not tied_head:
-        second_VD = optimizer_lib.to_parts(state.opt_state)["moments"]["nu"]["embed"]
+        moments = optimizer_lib.to_parts(state.opt_state)["moments"]
+        second_VD = moments.get("nu", {}).get("embed")
     names, ids = list(special), np.array([key for key, _ in special.values()])
     norms, median, untouched = jax.device_get(_measure(embed_VD, second_VD, ids))
     told = []

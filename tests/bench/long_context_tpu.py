@@ -31,9 +31,10 @@ from jax.experimental import topologies
 
 from midjax.batches import batch as batch_lib
 from midjax.model import architecture, rope, sharding
-from midjax.train import optimizer as optimizer_lib
 from midjax.train import restore
 from midjax.train import step as step_lib
+from midjax.train.optimizers import adamw as adamw_lib
+from midjax.train.optimizers import optimizer as optimizer_lib
 
 TOPOLOGY = "v5p:4x4x4"
 MESH = sharding.Mesh(data=1, fsdp=4, tensor=1, context=16)
@@ -75,15 +76,14 @@ def model(layers: int) -> architecture.TransformerConfig:
 
 def compiled(config: architecture.TransformerConfig, mesh: jax.sharding.Mesh, tokens: int) -> tuple:
     """(the compiled train step, seconds of lowering, seconds of compiling)."""
-    adamw = optimizer_lib.AdamW(
+    adamw = adamw_lib.AdamW(
         b1=0.9,
         b2=0.95,
         eps=1e-8,
         weight_decay=0.1,
-        decay_embedding=True,
-        decay_norms=False,
         clip_norm=1.0,
-        moments_dtype="float32",
+        mu_dtype="float32",
+        nu_dtype="float32",
     )
 
     def rate(step: jax.Array) -> jax.Array:
@@ -91,7 +91,7 @@ def compiled(config: architecture.TransformerConfig, mesh: jax.sharding.Mesh, to
 
     optimizer = optimizer_lib.make(adamw)
     prepared = types.SimpleNamespace(
-        config=types.SimpleNamespace(model=config), optimizer=optimizer
+        config=types.SimpleNamespace(model=config, optimizer=adamw), optimizer=optimizer
     )
     state = restore.abstract_state(prepared, mesh)
     rows = sharding.batch(mesh, mesh.shape["fsdp"])

@@ -38,7 +38,7 @@ def test_a_maxtext_checkpoint_is_annealed_with_its_moments(tmp_path, capsys):
     assert "Adam's moments after 17 updates" in capsys.readouterr().out
     recipe = tiny.train(
         tmp_path, "anneal", steps=6, model=imported.model(),
-        optimizer=tiny.adamw(decay_embedding=True, decay_norms=True),
+        optimizer=tiny.adamw(decay_rules={".*": 1.0}),
         start=tiny.begin("anneal", run=str(tmp_path / "in")),
         schedule=tiny.wsd(peak_lr="checkpoint", warmup_steps=0, decay_steps=6),
     )  # fmt: skip

@@ -146,7 +146,7 @@ def test_another_shape_dtype_or_vocabulary_is_refused_by_name(source):
     ):
         with pytest.raises(start.StartError, match=message):
             prepare.prepare(tiny.anneal(source, "x", model=tiny.model(**change)))
-    bf16 = tiny.adamw(moments_dtype="bfloat16")
+    bf16 = tiny.adamw(mu_dtype="bfloat16")
     with pytest.raises(start.StartError, match=r"moments/mu/embed: checkpoint float32.*bfloat16"):
         prepare.prepare(tiny.anneal(source, "x", optimizer=bf16))
 
@@ -222,7 +222,7 @@ def from_maxtext(foreign, kind="anneal", **kwargs):
     begin = {"run": str(foreign / "maxtext")} | kwargs.pop("begin", {})
     given = {
         "model": imported.model(),
-        "optimizer": tiny.adamw(decay_embedding=True, decay_norms=True),
+        "optimizer": tiny.adamw(decay_rules={".*": 1.0}),
         "start": tiny.begin(kind, **begin),
         "schedule": tiny.wsd(peak_lr="checkpoint", warmup_steps=0, decay_steps=8),
     }

@@ -20,11 +20,10 @@ def test_anneal_keeps_moments_and_resets_schedule_step_and_data(source):
     begun = loop.begin(tiny.anneal(source))
     prepared, state = begun.prepared, begun.state
     saved = checkpoint.read_facts(str(source / "run"), 8)["manifest"]
-    adam = state.opt_state["adam"]
-    for name, tree in (("params", state.params), ("mu", adam.mu), ("nu", adam.nu)):
+    for name, tree in ({"params": state.params} | state.opt_state["moments"]).items():
         assert numpy_norm(tree) == pytest.approx(saved["norms"][name], rel=1e-6)
         assert saved["norms"][name] > 0
-    assert int(adam.count) == 8
+    assert int(state.opt_state["adam_count"]) == 8
     assert int(state.schedule_count) == 0 and int(state.step) == 0
     assert prepared.first_step == 0 and prepared.first_row == 0
     assert prepared.schedule.peak_lr == pytest.approx(1e-2)
@@ -36,8 +35,8 @@ def test_the_arrays_are_those_of_the_source_bit_for_bit(source):
     assert int(resumed.step) == 8 and int(resumed.schedule_count) == 8
     for a, b in (
         (state.params, resumed.params),
-        (state.opt_state["adam"].mu, resumed.opt_state["adam"].mu),
-        (state.opt_state["adam"].nu, resumed.opt_state["adam"].nu),
+        (state.opt_state["moments"]["mu"], resumed.opt_state["moments"]["mu"]),
+        (state.opt_state["moments"]["nu"], resumed.opt_state["moments"]["nu"]),
     ):
         assert all((x == y).all() for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
 
@@ -47,7 +46,8 @@ def test_weights_keep_params_only(source):
     state = loop.begin(config).state
     saved = checkpoint.read_facts(str(source / "run"), 8)["manifest"]["norms"]
     assert numpy_norm(state.params) == pytest.approx(saved["params"], rel=1e-6)
-    assert numpy_norm(state.opt_state["adam"].mu) == 0 and int(state.opt_state["adam"].count) == 0
+    assert numpy_norm(state.opt_state["moments"]["mu"]) == 0
+    assert int(state.opt_state["adam_count"]) == 0
 
 
 def test_kept_moments_matter(source):
@@ -94,4 +94,4 @@ def test_a_hugging_face_folder_gives_params_only(source, tmp_path):
     assert begun.prepared.origin.huggingface and int(begun.state.step) == 0
     for a, b in zip(*map(jax.tree.leaves, (begun.state.params, state.params)), strict=True):
         assert (a == b).all()
-    assert all((m == 0).all() for m in jax.tree.leaves(begun.state.opt_state["adam"].mu))
+    assert all((m == 0).all() for m in jax.tree.leaves(begun.state.opt_state["moments"]["mu"]))

@@ -7,7 +7,8 @@ import tiny_run as tiny
 
 from midjax import files
 from midjax.model import transformer
-from midjax.train import loop, optimizer, step, unseen
+from midjax.train import loop, step, unseen
+from midjax.train.optimizers import optimizer
 
 # Ids, and how often the data has them.
 SPECIAL = {"<|seen|>": (3, 7), "<|short|>": (5, 1), "<|never|>": (9, 120)}

@@ -141,7 +141,26 @@ resumed, whatever Start says (damaged ones are set aside, and it says so); other
 what the run begins from. The recipe must be the one that the run began with, but for run_dir,
 mesh, microbatches, checkpoint, trackers, device_flops_per_second, model.remat and
 model.loss_chunk_tokens, and for the mixture: one that changed is a new stage from the next row on,
-and each source goes on where it was. Ends with where the time of all its processes went.""",
+and each source goes on where it was. With more train_tokens, and phases appended to its schedule,
+the run is extended, where every update that was done keeps its rate. Ends with where the time of
+all its processes went.""",
+    ),
+    "branch": Verb(
+        verbs.branch,
+        "many decays of one trunk (lengths, mixtures, seeds, places) as one list of jobs",
+        """\
+  midjax branch --gin_file=gin/recipes/demo_branch.gin [--list] [--only NAME]
+
+Branch.jobs is a dict of jobs, each a recipe of `train` built in a gin scope: what is bound without
+a scope is common, `NAME/Class.field = value` is one job's. Job NAME runs in Train.run_dir/NAME, an
+ordinary run directory: `midjax train` with the config.gin in it gives the same bits.
+All jobs are checked before the first one runs: the trunk's checkpoints, that its rate was held
+there, moments, mixtures, caps. The same command keeps what is finished and goes on with what is
+not; a job that fails is named at the end (exit code 2), and the others run.
+  --list       prints the jobs, their lengths and what they will take; runs nothing
+  --only NAME  runs that one, may be repeated: so that each can run on a machine of its own
+Writes Train.run_dir/branches.json (losses over the last 5 % of each job), prints it as a table, and
+plots loss against the length of the decay: branches.svg.""",
     ),
     "average": Verb(
         verbs.average,

@@ -14,7 +14,7 @@ every array. Saving is asynchronous; a save that was killed leaves a folder that
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -62,11 +62,14 @@ class Keep:
       every_steps: updates between two saves.
       last: how many of the newest to keep.
       forever_every_steps: checkpoints at multiples of this are kept for good; None for none.
+      at_phase_ends: saves where a phase of the schedule gives way to the next one, too, and keeps
+        that for good: the state before a decay, and after it.
     """
 
     every_steps: int
     last: int
     forever_every_steps: int | None
+    at_phase_ends: bool = False
 
     def __post_init__(self) -> None:
         if self.every_steps < 1 or self.last < 1 or (self.forever_every_steps or 1) < 1:
@@ -74,10 +77,18 @@ class Keep:
 
 
 class Store:
-    """The checkpoints of one run directory. Use as a context: leaving waits for the last save."""
+    """The checkpoints of one run directory. Use as a context: leaving waits for the last save.
 
-    def __init__(self, run_dir: str, keep: Keep) -> None:
-        policies: list[Any] = [checkpoint_managers.LatestN(keep.last)]
+    Args:
+      run_dir, keep: of the run.
+      forever: steps that are kept for good, besides those that `keep` names.
+    """
+
+    def __init__(self, run_dir: str, keep: Keep, forever: Collection[int] = ()) -> None:
+        policies: list[Any] = [
+            checkpoint_managers.LatestN(keep.last),
+            checkpoint_managers.CustomSteps(sorted(forever)),
+        ]
         if keep.forever_every_steps:
             policies.append(checkpoint_managers.EveryNSteps(keep.forever_every_steps))
         self._manager = ocp.CheckpointManager(

@@ -40,6 +40,7 @@ ROOTS = {
     "tokenize": "midjax.batches.tokenize:Tokenize",
     "import": "midjax.importing.recipe:Import",
     "train": "midjax.train.recipe:Train",
+    "branch": "midjax.branch.recipe:Branch",
     "average": "midjax.average.recipe:Average",
     "eval": "midjax.evals.run:Eval",
     "export": "midjax.export:Export",

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each verb of `midjax` does with its arguments. Heavy imports happen inside a verb."""
 
+import argparse
 import dataclasses
 import sys
 from collections.abc import Callable
@@ -97,14 +98,37 @@ LOOSE_WHEN_RESUMING = (
     "batch_lr_rule",
 )
 
+# What a job may change that has begun already: another mixture or batch is another job.
+LOOSE_IN_A_LIST = tuple(
+    name
+    for name in LOOSE_WHEN_RESUMING
+    if name not in ("data.mixture", "data.batch_rows", "batch_lr_rule")
+)
 
-def _guard_train(root: Any) -> None:
-    """A run that would resume has the configuration that it began with, but for what is loose."""
+
+def _guard_train(root: Any) -> Any:
+    """A run that would resume has the configuration that it began with, but for what is loose.
+
+    Returns:
+      The `train.extend.Extension` of a run whose end is moved, else None.
+    """
     from midjax import checkpoint, config, log
+    from midjax.train import extend
 
-    if checkpoint.steps(root.run_dir):
-        for line in config.guard_resume(root, root.run_dir, LOOSE_WHEN_RESUMING):
-            log.say(f"changed since this run began: {line}")
+    if not checkpoint.steps(root.run_dir):
+        return None
+    begun = config.read(root.run_dir)["config"] if _has_config(root.run_dir) else None
+    longer = begun is not None and extend.asked(begun, config.to_json(root))
+    loose = LOOSE_WHEN_RESUMING + (extend.LOOSE if longer else ())
+    for line in config.guard_resume(root, root.run_dir, loose):
+        log.say(f"changed since this run began: {line}")
+    return extend.check(config.load_run(root.run_dir, "train"), root) if longer else None
+
+
+def _has_config(run_dir: str) -> bool:
+    from midjax import files
+
+    return (files.path(run_dir) / "config.json").is_file()
 
 
 def train(arguments: list[str]) -> None:
@@ -113,17 +137,72 @@ def train(arguments: list[str]) -> None:
     # A process that was started for this run was for it from its start on, imports and all.
     alone = sys.argv[1:] == ["train", *arguments]
     watch = goodput.Stopwatch(goodput.process_age_seconds() if alone else 0.0)
-    root = _load("train", arguments)
-    _guard_train(root)
+    _train(_load("train", arguments), watch)
+
+
+def _train(root: Any, watch: Any) -> None:
+    extension = _guard_train(root)
     from midjax import config, log
     from midjax.model import hf_generation
-    from midjax.train import loop
+    from midjax.train import extend, loop
 
     begun = loop.begin(root, watch)  # a recipe that cannot run leaves no run directory behind
+    if extension is not None:
+        extend.record(extension, root.run_dir)
     config.save(root, root.run_dir)
     hf_generation.carry(root.run_dir, run=root.start.run, folder=root.start.huggingface)
     log.say(f"every setting: {root.run_dir}/config.gin")
     loop.go(begun)
+
+
+def branch(arguments: list[str]) -> None:
+    from midjax import config
+    from midjax.branch import results, run
+    from midjax.report import branch_plot
+    from midjax.train import goodput
+
+    parser = argparse.ArgumentParser(prog="midjax branch", exit_on_error=False, add_help=False)
+    parser.add_argument("--list", action="store_true", dest="only_list")
+    parser.add_argument("--only", action="append", default=[])
+    gin_files, bindings, rest = config.split_argv(arguments)
+    options, unknown = parser.parse_known_args(rest)
+    if unknown:
+        raise ValueError(
+            f"unknown arguments {unknown}; branch takes --gin_file=FILE, --gin.Class.field=VALUE, "
+            "--list and --only NAME"
+        )
+    root = config.load("branch", gin_files, bindings)
+    hands = run.Hands(
+        recorded=_recorded,
+        guard=lambda one: config.guard_resume(one, one.run_dir, LOOSE_IN_A_LIST),
+        save=lambda one: config.save(one, one.run_dir),
+        train=lambda one: _train(one, goodput.Stopwatch(0.0)),
+        draw=lambda ended: branch_plot.write(
+            f"{root.output}/branches.svg",
+            [(one.name, one.tokens, loss) for one, loss in ended],
+            trunk=root.trunk,
+        ),
+    )
+    config.guard_resume(root, root.output, ("jobs",))
+    planned = run.plan(root, hands, options.only)
+    if options.only_list:
+        print(results.listing(planned, root.trunk))
+        return
+    config.save(root, root.output)
+    run.run(root, planned, hands, options.only)
+
+
+def _recorded(run_dir: str) -> Any:
+    """The recipe of a run of `train`; None where there is none that can be read."""
+    from midjax import config, log
+
+    if not _has_config(run_dir) or config.read(run_dir)["verb"] != "train":
+        return None
+    try:
+        return config.load_run(run_dir, "train")
+    except config.ConfigError as error:
+        log.say(f"{run_dir}/config.json is of another midjax: {error}")
+        return None
 
 
 def import_(arguments: list[str]) -> None:

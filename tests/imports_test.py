@@ -40,6 +40,7 @@ TABLE: dict[str, set[str]] = {
     "evals": BASE | {"batches", "corpora", "mixture", "model"},
     "train": BASE
     | {"mixture", "batches", "model", "trees", "checkpoint", "average", "evals", "trackers"},
+    "branch": BASE | {"checkpoint", "train"},
     "search": BASE | {"train", "evals", "mixture"},
     "plan": BASE | {"model", "checkpoint", "train"},
     "export": BASE | {"model", "checkpoint", "export_check"},

@@ -10,10 +10,11 @@ import dataclasses
 import functools
 import html
 import io
+import os
 import re
 from typing import Any
 
-from midjax import units
+from midjax import files, units
 
 WIDTH = 5.4
 SERIES = 8  # colours in the template: --s0 .. --s7; later series differ by line style
@@ -26,6 +27,16 @@ _VARIABLES = {
     SURFACE: "var(--surface)",
     ALARM: "var(--alarm)",
 }
+# The page's colours where there is no page: those of its light theme, on white.
+_LIGHT = {
+    "fg": "#1b1f24",
+    "muted": "#59636e",
+    "grid": "#dde1e6",
+    "surface": "#ffffff",
+    "alarm": "#b3261e",
+    "s0": "#1f6fb2",
+}
+_SCALE = 1.6  # pixels per point of a file: a drawing is sized for a phone's page
 _STYLES = ("-", "--", ":", "-.")
 
 
@@ -134,3 +145,32 @@ def _for_page(svg: str, name: str, alt: str) -> str:
     assert view, "Matplotlib writes a viewBox"
     opening = f'<svg role="img" aria-label="{html.escape(alt, quote=True)}" {view[0]}>'
     return opening + svg[svg.index(">") + 1 :]
+
+
+def write(place: str | os.PathLike[str], plot: Plot) -> str:
+    """Writes a plot of one series as a file of its own; returns where.
+
+    Raises:
+      ValueError: the file's suffix is not .svg.
+    """
+    target = files.path(place)
+    if target.suffix != ".svg":
+        raise ValueError(f"The plot is written as SVG: name a file that ends in .svg, got {place}.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    files.write_text(target, _standalone(plot.svg))
+    return str(target)
+
+
+def _standalone(svg: str) -> str:
+    """The page's markup as a file: with namespaces, a size, a ground and colours of its own."""
+    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+    assert box, "finish keeps the viewBox"
+    width, height = (_SCALE * float(side) for side in box.groups())
+    opening = (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'width="{width:.0f}" height="{height:.0f}" font-family="sans-serif" '
+    )
+    svg = svg.replace("<svg ", opening, 1)
+    ground = f'<rect width="100%" height="100%" fill="{_LIGHT["surface"]}"/>'
+    svg = svg.replace(">", f">{ground}", 1)
+    return re.sub(r"var\(--(\w+)\)", lambda found: _LIGHT[found[1]], svg)

@@ -200,7 +200,8 @@ def _train(
     """`_loop`, with what it writes to."""
     config, watch = begun.prepared.config, begun.watch
     try:
-        with checkpoint.Store(config.run_dir, config.checkpoint) as store, jax.set_mesh(begun.mesh):
+        keep = (config.run_dir, config.checkpoint, begun.prepared.phase_ends)
+        with checkpoint.Store(*keep) as store, jax.set_mesh(begun.mesh):
             _warn_of_unseen(begun, journal)
             recorder = _recorder(begun, journal, trackers)
             watch.enter("step")
@@ -266,7 +267,8 @@ def _loop(
             recorder.put(step, metrics, batch)
             account.at(step, skipped_updates=recorder.skipped)
             progress.advance(rows * timeline.row_tokens, recorder.note)
-            if step % config.checkpoint.every_steps == 0 or step == last:
+            due = step % config.checkpoint.every_steps == 0 or step in prepared.phase_ends
+            if due or step == last:
                 recorder.flush()  # a checkpoint never has less behind it than its metrics say
                 with watch.measure("checkpoint"):
                     _save(prepared, store, step, state)

@@ -2,6 +2,7 @@
 """Everything about a run that can be known, and refused, before a device is touched."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -93,6 +94,14 @@ class Prepared(Mixed):
         """Position on the schedule at the start."""
         return self.timeline.first_count
 
+    @functools.cached_property
+    def phase_ends(self) -> frozenset[int]:
+        """Steps at which a phase has given way to the next; empty if the recipe keeps none."""
+        if not self.config.checkpoint.at_phase_ends:
+            return frozenset()
+        moved = self.first_step - self.schedule_count
+        return frozenset(span.first_update + moved for span in self.schedule.spans[1:])
+
     def lr(self, count: int) -> float:
         """Learning rate of the update at a position on the schedule."""
         return self.schedule.lr(count)
@@ -170,7 +179,7 @@ def prepare(config: recipe.Train) -> Prepared:
         schedule=curve,
         optimizer=optimizer,
     )
-    factor = curve.factor(mixed.timeline.first_count) / _factor_there(origin)
+    factor = curve.factor(mixed.timeline.first_count) / factor_there(origin)
     first_lr = prepared.lr(prepared.schedule_count)
     continuity.learning_rate(origin, config.start, first_lr, factor)
     return prepared
@@ -211,8 +220,8 @@ def _batch_there(origin: start_lib.Origin) -> int | None:
     return origin.data["batch_rows"] * origin.data["row_tokens"] if origin.data else None
 
 
-def _factor_there(origin: start_lib.Origin) -> float:
-    """What the batch rule of a schedule that goes on had made of the rate in force."""
+def factor_there(origin: start_lib.Origin) -> float:
+    """What the batch rule of a schedule that goes on had made of the rate in force there."""
     if "schedule" not in origin.parts:
         return 1.0
     return origin.manifest.get("schedule", {}).get("factor", 1.0)

@@ -143,3 +143,15 @@ def test_refusals(source):
     late = tiny.mixture((0, {"prose": 1.0}), (8 * tiny.T * tiny.B, {"code": 1.0}))
     with pytest.raises(ValueError, match=r"'s1' begins at 1024 tokens and the run ends at 1024"):
         prepare.prepare(tiny.train(source, "x", data=tiny.data(source / "tokens", late)))
+
+
+def test_ends_of_phases_are_steps_of_the_run(source):
+    """A warm-up of 3 and a decay of 2: of a run of 8 steps, and of one that goes on to 16."""
+    keep = checkpoint.Keep(every_steps=4, last=1, forever_every_steps=None, at_phase_ends=True)
+    schedule = tiny.wsd(decay_steps=2)
+    fresh = tiny.train(source, "x", schedule=schedule, checkpoint=keep)
+    assert prepare.prepare(fresh).phase_ends == {3, 6}
+    assert prepare.prepare(tiny.train(source, "x", schedule=schedule)).phase_ends == frozenset()
+    on = tiny.begin("resume", run=str(source / "run"))
+    counted = tiny.train(source, "x", schedule=schedule, checkpoint=keep, start=on, steps=16)
+    assert prepare.prepare(counted).phase_ends == {3, 14}

@@ -11,6 +11,8 @@ from midjax import config
 
 ROOT = config.gin_root()
 RECIPES = sorted((ROOT / "recipes").glob("*.gin"))
+# Each is the optimizer of a recipe by one line: include "settings/NAME.gin".
+OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon", "lion": "Lion", "adafactor": "Adafactor"}
 EACH = pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 
 
@@ -55,13 +57,23 @@ def test_recipe_is_the_same_after_saving(recipe, tmp_path):
 
 
 def test_every_library_file_is_part_of_a_recipe():
-    included = set(RECIPES)
+    included = set(RECIPES) | {ROOT / "settings" / f"{name}.gin" for name in OPTIMIZERS}
     for path in ROOT.rglob("*.gin"):
         text = path.read_text(encoding="utf-8")
         for name in re.findall(r"^include\s+['\"](.+?)['\"]", text, flags=re.MULTILINE):
             included |= {(folder / name).resolve() for folder in (path.parent, ROOT)}
     unused = sorted(str(path) for path in ROOT.rglob("*.gin") if path.resolve() not in included)
     assert not unused, f"no recipe includes {unused}"
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_one_line_of_a_recipe_is_its_optimizer(name, tmp_path):
+    text = (ROOT / "recipes" / "demo_midtrain.gin").read_text(encoding="utf-8")
+    line = 'include "settings/adamw.gin"'
+    assert text.count(line) == 1
+    recipe = tmp_path / "mine.gin"
+    recipe.write_text(text.replace(line, f'include "settings/{name}.gin"'))
+    assert type(config.load("train", [str(recipe)]).optimizer).__name__ == OPTIMIZERS[name]
 
 
 def test_the_other_ropes_of_the_extension_can_be_pasted(tmp_path):

@@ -13,8 +13,8 @@ Dtype = Literal["float32", "bfloat16"]
 # path of a parameter -> an array, such as its gradient
 Flat = dict[str, jax.Array]
 
-# Matrices of the layers and the head decay. The embedding does not (OLMo 2, 2501.00656), nor do norms
-# and biases.
+# Matrices of the layers and the head decay; the embedding (OLMo 2, 2501.00656), norms and biases
+# do not.
 USUAL_DECAY: Mapping[str, float] = {
     "head|layers/(w[qkvo]|w_gate|w_up|w_down|router|expert_gate|expert_up|expert_down)": 1.0,
     "embed|(layers/)?[a-z_]*(norm|bias)": 0.0,

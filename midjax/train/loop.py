@@ -8,13 +8,12 @@ import grain
 import jax
 
 import midjax
-from midjax import checkpoint, log, units
+from midjax import checkpoint, log
 from midjax.batches import loader as loader_lib
-from midjax.mixture import plan as plan_lib
-from midjax.model import context, sharding, transformer
+from midjax.model import context, sharding
 from midjax.trackers import sink
 from midjax.trackers import tools as trackers_lib
-from midjax.train import goodput, recipe, restore, sessions, speed, unseen
+from midjax.train import announce, goodput, recipe, restore, sessions, speed
 from midjax.train import metrics as metrics_lib
 from midjax.train import prepare as prepare_lib
 from midjax.train import start as start_lib
@@ -54,6 +53,7 @@ def begin(config: recipe.Train, watch: goodput.Stopwatch | None = None) -> Begun
             "process so far. Start it on one host; all of its devices are used."
         )
     watch = watch or goodput.Stopwatch()
+    watch.enter("start")  # also where a process begins again
     trackers_lib.check(config.trackers)
     while True:
         try:
@@ -81,7 +81,7 @@ def go(begun: Begun) -> dict[str, Any]:
     # First: the journal removes the rows that tell when a killed process stopped.
     account = sessions.Account(config.run_dir, watch, first_step=prepared.first_step)
     journal = log.Journal(config.run_dir, step=prepared.first_step, is_writer=True)
-    _announce(prepared, journal)
+    announce.start(prepared, journal)
     row: dict[str, Any] = {}
     if prepared.first_step < prepared.total_steps:
         try:
@@ -103,112 +103,22 @@ def _tracked(prepared: prepare_lib.Prepared, journal: log.Journal) -> trackers_l
     )
 
 
-def _announce(prepared: prepare_lib.Prepared, journal: log.Journal) -> None:
-    config, origin = prepared.config, prepared.origin
-    parts = {p: "keep" if p in origin.parts else "reset" for p in start_lib.PARTS}
-    where = f" from {origin.run or origin.huggingface}" if origin.kind != "fresh" else ""
-    step = f", step {origin.step}" if origin.step is not None else ""
-    log.say(
-        f"start: {origin.kind}{where}{step}; "
-        f"{units.human(transformer.parameter_count(config.model))} parameters, "
-        f"{prepared.total_steps} steps x {_batches(prepared)} tokens"
-    )
-    if origin.kind not in ("own", "fresh"):
-        log.say("  " + "  ".join(f"{part} {what}" for part, what in parts.items()))
-    for sentence in config.data.mixture.unnormalised():
-        log.say(f"  {sentence}")
-        journal.event("weights_normalised", what=sentence)
-    _announce_mixture(prepared, journal)
-    for name, plan in prepared.opened.plans.items():
-        for reason, documents in plan.dropped.items():
-            log.say(f"  {name}: {documents} documents are in no row: {reason}")
-        if plan.truncated_tokens:
-            tokens = units.human(plan.truncated_tokens)
-            log.say(f"  {name}: {tokens} tokens of documents longer than a row are in no row")
-    journal.event(
-        "start",
-        kind=origin.kind,
-        **{"from": origin.run or origin.huggingface},
-        from_step=origin.step,
-        parts=parts,
-        lr_in_force=origin.lr_in_force,
-        first_lr=prepared.lr(prepared.schedule_count),
-        norms=origin.manifest.get("norms"),
-        first_row=prepared.first_row,
-        packing={
-            name: {
-                "rows": len(plan),
-                "padding": plan.padding,
-                "truncated_tokens": plan.truncated_tokens,
-                "dropped": plan.dropped,
-            }
-            for name, plan in prepared.opened.plans.items()
-        },
-        plan=[dataclasses.asdict(row) for row in plan_lib.rows(prepared.loader.order)],
-    )
-
-
-def _batches(prepared: prepare_lib.Prepared) -> str:
-    """Tokens of the batches still to come, size after size."""
-    T = prepared.timeline.row_tokens
-    return " -> ".join(units.human(rows * T) for rows in prepared.timeline.sizes().values())
-
-
-def _announce_mixture(prepared: prepare_lib.Prepared, journal: log.Journal) -> None:
-    """What the run will have drawn of each source, and a mixture that changed, said loudly."""
-    mixtures, order = prepared.mixtures, prepared.loader.order
-    if prepared.position.changed:
-        log.say(
-            f"the mixture CHANGED: a new stage from step {prepared.first_step + 1} on (global row "
-            f"{prepared.first_row}); what was read stays, and each source goes on where it was"
-        )
-        old, new = mixtures[-2:]
-        journal.event(
-            "mixture_changed",
-            step=prepared.first_step,
-            first_row=prepared.first_row,
-            old=old["mixture"],
-            new=new["mixture"],
-            drawn_rows=new["drawn_rows"],
-        )
-    for row in plan_lib.totals(order):
-        log.say(
-            f"  {row.source}: {units.human(row.tokens)} tokens in all, {row.share:.1%}, "
-            f"{row.epochs:.2f} epochs"
-            + (f", {units.human(row.repeats)} read before" if row.repeats else "")
-        )
-
-
-def _warn_of_unseen(begun: Begun, journal: log.Journal) -> None:
-    """Where the parameters come from elsewhere, and the data has tokens that are new to them."""
-    prepared = begun.prepared
-    if prepared.origin.kind in ("own", "fresh"):
-        return
-    for sentence in unseen.warnings(
-        begun.state,
-        prepared.opened.special_tokens(),
-        tied_head=prepared.config.model.tied_head,
-        moments_kept="moments" in prepared.origin.parts,
-    ):
-        log.say(f"warning: {sentence}")
-        journal.event("unseen_token", what=sentence)
-
-
 def _train(
     begun: Begun, account: sessions.Account, journal: log.Journal, trackers: sink.Trackers
 ) -> dict[str, Any]:
     """`_loop`, with what it writes to."""
     config, watch = begun.prepared.config, begun.watch
+    recorder = _recorder(begun, journal, trackers)
     try:
         keep = (config.run_dir, config.checkpoint, begun.prepared.phase_ends)
         with checkpoint.Store(*keep) as store, jax.set_mesh(begun.mesh):
-            _warn_of_unseen(begun, journal)
-            recorder = _recorder(begun, journal, trackers)
+            announce.unseen_tokens(begun.prepared, begun.state, journal)
             watch.enter("step")
             journal.event("goodput", **account.fields())
             _loop(begun, account, journal, recorder, store)
             watch.enter("checkpoint")  # waits for what is still being written
     finally:
+        account.skipped_updates = recorder.skipped
         watch.enter("other")
     return recorder.last
 
@@ -265,7 +175,7 @@ def _loop(
                 state, metrics = train_steps[rows](state, loader_lib.place(arranged, place))
             compiled.add(rows)
             recorder.put(step, metrics, batch)
-            account.at(step, skipped_updates=recorder.skipped)
+            account.step = step
             progress.advance(rows * timeline.row_tokens, recorder.note)
             due = step % config.checkpoint.every_steps == 0 or step in prepared.phase_ends
             if due or step == last:
@@ -273,6 +183,7 @@ def _loop(
                 with watch.measure("checkpoint"):
                     _save(prepared, store, step, state)
                 watch.saved(step)
+                account.skipped_updates = recorder.skipped
                 journal.event("checkpoint", step=step)
                 journal.event("goodput", **account.fields())
     batches.close()

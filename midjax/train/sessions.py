@@ -43,30 +43,27 @@ class Session:
 class Account:
     """What the run has cost so far, of which this process is the newest session.
 
-    Make it before the journal, which removes rows that will be computed again.
+    Make it before the journal, which removes rows that will be computed again; and once more where
+    the process goes back to an earlier checkpoint: its own steps since then are lost.
 
     Args:
       run_dir: of the run; its files are read as the last session left them.
       watch: of this process.
       first_step: from which this session goes on.
 
+    Attributes:
+      step: updates done, as the loop says. If the run goes on from here, nothing so far is lost.
+      skipped_updates: those of this session, likewise. Their time is in `step`.
     """
 
     def __init__(self, run_dir: str, watch: goodput.Stopwatch, *, first_step: int) -> None:
-        self._step, self._skipped = first_step, 0
-        self._before, self._watch = read(run_dir), watch
+        self.step, self.skipped_updates = first_step, 0
+        self._watch, found = watch, read(run_dir)
+        self._before = [session for session in found if session.began != round(watch.began, 3)]
+        if len(self._before) < len(found):
+            watch.rolled_back(first_step)
         self._past = settled(self._before, first_step)
         watch.saved(first_step)
-
-    def at(self, step: int, *, skipped_updates: int) -> None:
-        """So many updates are done; of this session's so many were skipped."""
-        self._step, self._skipped = step, skipped_updates
-
-    def rolled_back(self, step: int) -> None:
-        """The run goes on, in this process, from a checkpoint of an earlier step."""
-        self._step = step
-        self._watch.rolled_back(step)
-        self._past = settled(self._before, step)
 
     def seconds(self) -> dict[str, float]:
         """Of the whole run until now, by bucket."""
@@ -76,21 +73,17 @@ class Account:
         return {name: self._past[name] + amount for name, amount in now.items()}
 
     def fields(self, *, final: bool = False) -> dict[str, Any]:
-        """The fields of an event "goodput"; `final` for the last one of a session.
-
-        If the run goes on from the step that it names, nothing so far is lost. The time of skipped
-        updates is in `step`.
-        """
+        """The fields of an event "goodput"; `final` for the last one of a session."""
         run = self.seconds()
         return {
-            "step": self._step,
+            "step": self.step,
             "goodput": share(run),
             "run_seconds": _rounded(run),
             "session": len(self._before) + 1,
             "session_began": round(self._watch.began, 3),
             "session_seconds": _rounded(self._watch.seconds()),
             "previous_end": self._before[-1].end if self._before else None,
-            "skipped_updates": self._skipped,
+            "skipped_updates": self.skipped_updates,
             "final": final,
         }
 

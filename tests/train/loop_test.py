@@ -10,7 +10,6 @@ import pytest
 import tiny_run as tiny
 
 from midjax import checkpoint
-from midjax.batches import shards
 from midjax.mixture import plan as plan_lib
 from midjax.model import flops
 from midjax.trackers import sink, tools
@@ -78,6 +77,8 @@ def test_a_run_that_only_skips_ends_with_an_error(folder):
         loop.run(config)
     rows = [json.loads(line) for line in (folder / "nan" / "metrics.jsonl").open()]
     assert [row["skipped"] for row in rows] == [1, 1, 1, 1]
+    *_, last = [json.loads(line) for line in (folder / "nan" / "events.jsonl").open()]
+    assert (last["event"], last["final"], last["skipped_updates"]) == ("goodput", True, 4)
 
 
 def test_several_processes_are_refused(folder, monkeypatch):
@@ -97,15 +98,6 @@ def test_a_restart_does_not_repeat_what_was_said(folder):
     assert [(e["name"], e["step"]) for e in events if e["event"] == "stage"] == [
         ("s0", 1), ("s1", 3)
     ]  # fmt: skip
-
-
-def test_documents_that_are_in_no_row_are_said(tmp_path, capsys):
-    tiny.write_tokens(tmp_path / "tokens")
-    facts = {"vocab_size": tiny.VOCAB, "tokenizer_hash": "tiny", "bos_id": None, "eos_id": None}
-    made = [("long", 90, np.arange(60)), ("one token", 1, np.array([5])), ("none", 0, np.array([]))]
-    shards.write(str(tmp_path / "tokens" / "code"), made, facts=facts, shard_tokens=500)
-    loop.run(tiny.train(tmp_path, steps=1, schedule=tiny.wsd(warmup_steps=0)))
-    assert "code: 2 documents are in no row: fewer than 2 tokens" in capsys.readouterr().out
 
 
 def test_a_run_says_where_its_time_went_and_how_well_it_used_the_devices(folder):

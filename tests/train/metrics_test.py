@@ -49,15 +49,16 @@ def written(tmp_path):
             batch,
         )  # fmt: skip
     recorder.flush()
+    assert not recorder.device_is_busy()
     read = [
         [json.loads(line) for line in (tmp_path / "run" / f"{name}.jsonl").open()]
         for name in ("metrics", "events")
     ]
-    return made, batches, *read
+    return made, batches, *read, recorder
 
 
 def test_counts_by_source_are_those_of_the_batches(written):
-    made, batches, rows, _ = written
+    made, batches, rows, *_ = written
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     drawn = np.zeros(2, int)
     for row, batch in zip(rows, batches, strict=True):
@@ -72,13 +73,28 @@ def test_counts_by_source_are_those_of_the_batches(written):
 
 
 def test_shares_asked_and_stages_are_said_where_they_change(written):
-    _, _, rows, events = written
+    _, _, rows, events, _ = written
     assert [row["asked/code"] for row in rows] == pytest.approx([0.4, 0.4, 0.9, 0.9, 0.9])
     stages = [(e["name"], e["step"]) for e in events if e["event"] == "stage"]
     assert stages == [("s0", 1), ("s1", 3)]
 
 
 def test_skipped_updates_are_events(written):
-    _, _, rows, events = written
+    _, _, rows, events, _ = written
     assert [row["skipped"] for row in rows] == [0, 1, 0, 0, 0]
     assert [e["step"] for e in events if e["event"] == "skipped"] == [2]
+
+
+def test_the_device_is_busy_until_the_newest_update_is_done(written):
+    *_, recorder = written
+
+    class Loss:
+        ready = False
+
+        def is_ready(self):
+            return self.ready
+
+    recorder.put(6, {"loss": Loss()}, written[1][0])
+    assert recorder.device_is_busy()
+    Loss.ready = True
+    assert not recorder.device_is_busy()

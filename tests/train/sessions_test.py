@@ -21,13 +21,17 @@ class World:
         """A new process that goes on from `first_step`."""
         self.watch = goodput.Stopwatch(clock=lambda: self.now)
         self.now += start
+        self.go_on(first_step)
+
+    def go_on(self, first_step):
+        """The process begins, or goes back."""
         self.account = sessions.Account(self.folder, self.watch, first_step=first_step)
         self.journal = log.Journal(self.folder, step=first_step, is_writer=True)
         self.watch.enter("step")
         self.event(first_step)
 
     def event(self, step, **kwargs):
-        self.account.at(step, skipped_updates=0)
+        self.account.step = step
         self.journal.event("goodput", **self.account.fields(**kwargs))
 
     def steps(self, first, last, seconds=1.0):
@@ -99,12 +103,10 @@ def test_a_rollback_loses_what_it_undoes_whoever_did_it(world):
     world.watch.saved(12)
     world.event(12)
     world.steps(13, 15)
-    world.account.rolled_back(12)
+    world.go_on(12)
     assert world.run() == {"start": 10, "step": 12, "lost": 3}
-    world.event(12)
-    world.account.rolled_back(4)
+    world.go_on(4)
     assert world.run() == {"start": 10, "step": 4, "lost": 11}
-    world.event(4)
     world.steps(5, 6)
     world.begin(4)  # after a kill
     assert world.run() == {"start": 15, "step": 4, "lost": 13}

@@ -14,7 +14,7 @@ every array. Saving is asynchronous; a save that was killed leaves a folder that
 
 import dataclasses
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -76,6 +76,32 @@ class Keep:
             raise ValueError(f"Keep: every number must be 1 or more, got {self}.")
 
 
+class _LateJsonHandler(ocp.AsyncCheckpointHandler):
+    """Writes JSON that is made in the background, before Orbax calls the checkpoint finished."""
+
+    async def async_save(self, directory: Any, args: "_LateJsonSave") -> list[ocp.future.Future]:
+        async def write() -> None:  # in a thread of its own
+            made = args.make()
+            if jax.process_index() == 0:
+                (directory / "metadata").write_text(json.dumps(made))
+
+        return [ocp.future.CommitFutureAwaitingContractedSignals(write(), name="late_json")]
+
+    def save(self, directory: Any, args: "_LateJsonSave") -> None:
+        raise NotImplementedError("saved asynchronously only")
+
+    def restore(self, directory: Any, args: Any = None) -> Any:
+        raise NotImplementedError("read by read_facts")
+
+
+@ocp.args.register_with_handler(_LateJsonHandler, for_save=True, for_restore=True)
+@dataclasses.dataclass
+class _LateJsonSave(ocp.args.CheckpointArgs):
+    """What `make` gives, which may wait for the devices."""
+
+    make: Callable[[], dict[str, Any]]
+
+
 class Store:
     """The checkpoints of one run directory. Use as a context: leaving waits for the last save.
 
@@ -105,6 +131,10 @@ class Store:
         self._manager.wait_until_finished()
         self._manager.close()
 
+    def compile(self, *, params: Any, opt_state: Mapping[str, Any]) -> None:
+        """Compiles what `save` will sum over these arrays, so that no save has to wait for it."""
+        trees.summary({"params": params, "opt_state": dict(opt_state)})
+
     def save(
         self,
         step: int,
@@ -129,13 +159,13 @@ class Store:
         arrays = {"params": params}
         if opt_state is not None:
             arrays["opt_state"] = dict(opt_state)
-        manifest = dict(facts) | {
-            "format": FORMAT,
-            "arrays": trees.describe(arrays),
-            "norms": trees.norms(arrays),
-            "digests": trees.digests(arrays),
-        }
-        manifest["seal"] = _seal(step, data, manifest)
+        known = dict(facts) | {"format": FORMAT, "arrays": trees.describe(arrays)}
+        summed = trees.summary(arrays)
+
+        def manifest() -> dict[str, Any]:
+            found = known | summed()
+            return found | {"seal": _seal(step, data, found)}
+
         args = ocp.args
         saved = self._manager.save(
             step,
@@ -143,7 +173,7 @@ class Store:
                 **{name: args.StandardSave(tree) for name, tree in arrays.items()},
                 step=args.JsonSave({"step": step}),
                 data=args.JsonSave(dict(data)),
-                manifest=args.JsonSave(manifest),
+                manifest=_LateJsonSave(manifest),
             ),
             force=True,
         )

@@ -60,13 +60,30 @@ def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 def norms(arrays: Mapping[str, Any]) -> dict[str, float]:
     """L2 norms of params, mu and nu: the summary that a restore is checked against."""
+    return _plain_norms(_norms(_normed(arrays)))
+
+
+def digests(tree: Any) -> dict[str, str]:
+    """Path -> 32-bit digest of each array's bits, the same on every mesh."""
+    return _plain_digests(_digests(dict(named_leaves(tree))))
+
+
+def summary(arrays: Mapping[str, Any]) -> Callable[[], dict[str, Any]]:
+    """Begins summing on the devices; what it gives waits for {"norms": ..., "digests": ...}.
+
+    The arrays may be donated before that is called.
+    """
+    of_norms, of_digests = _norms(_normed(arrays)), _digests(dict(named_leaves(dict(arrays))))
+    return lambda: {"norms": _plain_norms(of_norms), "digests": _plain_digests(of_digests)}
+
+
+def _normed(arrays: Mapping[str, Any]) -> dict[str, Any]:
     trees = {}
     if "params" in arrays:
         trees["params"] = arrays["params"]
     if "opt_state" in arrays:
         trees |= arrays["opt_state"]["moments"]
-    found = jax.device_get(_norms(trees))
-    return {name: float(norm) for name, norm in found.items()}
+    return trees
 
 
 @jax.jit
@@ -77,16 +94,17 @@ def _norms(trees: dict[str, Any]) -> dict[str, jax.Array]:
     }
 
 
-def digests(tree: Any) -> dict[str, str]:
-    """Path -> 32-bit digest of each array's bits, the same on every mesh."""
-    named = named_leaves(tree)
-    found = jax.device_get(_digests([leaf for _, leaf in named]))
-    return {name: f"{int(d):08x}" for (name, _), d in zip(named, found, strict=True)}
+def _plain_norms(found: dict[str, jax.Array]) -> dict[str, float]:
+    return {name: float(norm) for name, norm in jax.device_get(found).items()}
 
 
 @jax.jit
-def _digests(leaves: list[jax.Array]) -> list[jax.Array]:
-    return [_digest(leaf) for leaf in leaves]
+def _digests(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: _digest(leaf) for name, leaf in leaves.items()}
+
+
+def _plain_digests(found: dict[str, jax.Array]) -> dict[str, str]:
+    return {name: f"{int(digest):08x}" for name, digest in jax.device_get(found).items()}
 
 
 def _digest(x: jax.Array) -> jax.Array:

@@ -69,6 +69,27 @@ def test_norms_are_those_of_numpy(tmp_path):
         assert norms[name] == pytest.approx(np.linalg.norm(flat), rel=1e-6)
 
 
+def test_arrays_may_be_donated_once_a_save_has_begun(tmp_path):
+    given, expected = arrays(5), arrays(5)
+    zeroed = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0, tree), donate_argnums=0)
+    with checkpoint.Store(str(tmp_path), KEEP) as store:
+        store.save(5, **given, data={}, facts={})
+        jax.block_until_ready(zeroed(given))
+    assert equal(checkpoint.restore(str(tmp_path), 5, targets("params", "opt_state")), expected)
+
+
+def test_a_save_whose_sums_fail_leaves_no_checkpoint(tmp_path, monkeypatch):
+    """The manifest is written in the background, after `save` has returned."""
+
+    def fails():
+        raise RuntimeError("device lost")
+
+    monkeypatch.setattr(checkpoint.trees, "summary", lambda arrays: fails)
+    with pytest.raises(RuntimeError, match="device lost"):
+        save(tmp_path, 5)
+    assert checkpoint.steps(str(tmp_path)) == []
+
+
 def test_params_alone_read_no_moments(tmp_path):
     save(tmp_path, 1)
     root = pathlib.Path(checkpoint.folder(str(tmp_path))) / "1"

@@ -85,6 +85,7 @@ LOOSE_WHEN_RESUMING = (
     "mesh",
     "microbatches",
     "checkpoint",
+    "compilation_cache",
     "model.remat",
     "model.loss_chunk_tokens",
     # What changes in them is a new stage from here on, or is refused: see train/continuity.py.

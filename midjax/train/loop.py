@@ -8,7 +8,7 @@ import grain
 import jax
 
 import midjax
-from midjax import checkpoint, log
+from midjax import checkpoint, compilation, log
 from midjax.batches import loader as loader_lib
 from midjax.model import context, sharding
 from midjax.trackers import sink
@@ -55,6 +55,7 @@ def begin(config: recipe.Train, watch: goodput.Stopwatch | None = None) -> Begun
     watch = watch or goodput.Stopwatch()
     watch.enter("start")  # also where a process begins again
     trackers_lib.check(config.trackers)
+    compilation.keep(config.compilation_cache)
     while True:
         try:
             prepared = prepare_lib.prepare(config)
@@ -140,6 +141,29 @@ def _recorder(begun: Begun, journal: log.Journal, trackers: sink.Trackers) -> me
     )
 
 
+def train_steps(begun: Begun) -> dict[int, Any]:
+    """Rows of a batch -> the jitted step: a state, which is used up, and a batch on the mesh.
+
+    A batch of another size is another program.
+    """
+    prepared, config = begun.prepared, begun.prepared.config
+    replicated = jax.sharding.NamedSharding(begun.mesh, sharding.spec(()))
+    shardings = (jax.tree.map(lambda x: x.sharding, begun.state), replicated)
+
+    def jitted(rows: int) -> Any:
+        made = step_lib.make_train_step(
+            config.model,
+            config.loss,
+            prepared.optimizer,
+            curve.learning_rate(prepared.schedule),
+            sources=len(prepared.loader.names),
+            microbatches=config.parts(rows),
+        )
+        return jax.jit(made, donate_argnums=0, out_shardings=shardings)
+
+    return {rows: jitted(rows) for rows in set(prepared.timeline.sizes().values())}
+
+
 def _loop(
     begun: Begun,
     account: sessions.Account,
@@ -149,14 +173,10 @@ def _loop(
 ) -> None:
     """The loop itself. Metrics of update n are read after update n + 1 was dispatched."""
     prepared, state, watch = begun.prepared, begun.state, begun.watch
-    config = prepared.config
-    replicated = jax.sharding.NamedSharding(begun.mesh, sharding.spec(()))
-    shardings = (jax.tree.map(lambda x: x.sharding, state), replicated)
-    timeline, sizes = prepared.timeline, prepared.timeline.sizes()
-    # A batch of another size is another program.
-    train_steps = {rows: _train_step(prepared, rows, shardings) for rows in sizes.values()}
+    config, timeline = prepared.config, prepared.timeline
+    jitted = train_steps(begun)
     batches = prepared.loader.batches(
-        next_row=prepared.first_row, first_step=prepared.first_step + 1, batch_rows=sizes
+        next_row=prepared.first_row, first_step=prepared.first_step + 1, batch_rows=timeline.sizes()
     )
     compiled: set[int] = set()
     place = sharding.batch(begun.mesh)
@@ -172,11 +192,14 @@ def _loop(
             arranged = context.arrange(batch, begun.mesh.shape)
             rows = timeline.batch_rows(step)
             with watch.measure("step" if rows in compiled else "compile"):
-                state, metrics = train_steps[rows](state, loader_lib.place(arranged, place))
+                state, metrics = jitted[rows](state, loader_lib.place(arranged, place))
             compiled.add(rows)
             recorder.put(step, metrics, batch)
             account.step = step
             progress.advance(rows * timeline.row_tokens, recorder.note)
+            if step == prepared.first_step + 2:  # while the devices are busy
+                with watch.measure("compile"):
+                    store.compile(params=state.params, opt_state=restore.saved_parts(state))
             due = step % config.checkpoint.every_steps == 0 or step in prepared.phase_ends
             if due or step == last:
                 recorder.flush()  # a checkpoint never has less behind it than its metrics say
@@ -187,19 +210,6 @@ def _loop(
                 journal.event("checkpoint", step=step)
                 journal.event("goodput", **account.fields())
     batches.close()
-
-
-def _train_step(prepared: prepare_lib.Prepared, batch_rows: int, shardings: Any) -> Any:
-    config = prepared.config
-    made = step_lib.make_train_step(
-        config.model,
-        config.loss,
-        prepared.optimizer,
-        curve.learning_rate(prepared.schedule),
-        sources=len(prepared.loader.names),
-        microbatches=config.parts(batch_rows),
-    )
-    return jax.jit(made, donate_argnums=0, out_shardings=shardings)
 
 
 def _save(

@@ -36,6 +36,8 @@ class Train:
         `trackers.tools`. They can neither stop nor delay the run.
       device_flops_per_second: what one device could do at most, for the model FLOPs utilisation;
         None is the bfloat16 peak of its kind, where that is known.
+      compilation_cache: folder where compiled programs are kept for later runs, see `compilation`;
+        None for none. JAX_COMPILATION_CACHE_DIR, where it is set, is used instead.
     """
 
     run_dir: str
@@ -54,6 +56,7 @@ class Train:
     seed: int
     trackers: tuple[trackers_lib.Tool, ...] = ()
     device_flops_per_second: float | None = None
+    compilation_cache: str | None = None
 
     def __post_init__(self) -> None:
         if "://" in self.run_dir:

@@ -156,3 +156,23 @@ def test_trackers_of_a_recipe_get_every_row(folder, monkeypatch):
     assert ends["Hanging"]["left"] == ends["Failing"]["dropped"] == ends["Taking"]["written"] == 4
     with pytest.raises(ValueError, match="device_flops_per_second must be positive"):
         tiny.train(folder, device_flops_per_second=0.0)
+
+
+def test_nothing_is_compiled_after_the_second_step(folder):
+    """Neither by a step nor by a checkpoint: a compilation in the midst of a run is a stall."""
+    seen = []
+
+    def compiled(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            rows = folder / "counted" / "metrics.jsonl"
+            seen.append(rows.read_text().count("\n") if rows.exists() else 0)
+
+    jax.clear_caches()
+    jax.monitoring.register_event_duration_secs_listener(compiled)
+    try:
+        loop.run(tiny.train(folder, "counted"))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(compiled)
+    assert checkpoint.steps(str(folder / "counted")) == [4, 8]
+    # Step 2 is dispatched, and its row not written, when there is one row.
+    assert seen and max(seen) <= 1

@@ -25,12 +25,16 @@ midjax {version}: mid-training of language models in JAX
   midjax VERB --help       what a verb does, writes and can be repeated with
 
 Recipes: {recipes}
-A mistake is one message and exit code 2; MIDJAX_TRACEBACK=1 shows where it was raised.
+Exit codes: 0  done
+            1  a bug of midjax, with its traceback
+            2  a mistake, told in one message; MIDJAX_TRACEBACK=1 shows where it was raised
+            4  train: diverged, too many updates in a row were skipped; the message names the last
+               good checkpoint and the rows. To start it again changes nothing
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb. Returns the exit code: 0, or 2 after a mistake of the user's."""
+    """Runs one verb. Returns the exit code, see `USAGE`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
@@ -56,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("MIDJAX_TRACEBACK"):
             raise
         print(f"midjax {name}: {error}", file=sys.stderr)
-        return 2
+        return getattr(error, "exit_code", 2)
     return 0
 
 
@@ -136,15 +140,17 @@ Start.run; eval and export read it like any run.""",
   midjax train --gin_file=gin/recipes/demo_midtrain.gin
 
 Writes Train.run_dir: config.json, config.gin, metrics.jsonl (a row per update), events.jsonl,
-checkpoints/<step>/. If that folder holds a checkpoint of this run, the newest whole one is
-resumed, whatever Start says (damaged ones are set aside, and it says so); otherwise Start says
-what the run begins from. The recipe must be the one that the run began with, but for run_dir,
-mesh, microbatches, checkpoint, compilation_cache, trackers, device_flops_per_second, model.remat
-and model.loss_chunk_tokens, and for the mixture: one that changed is a new stage from the next row
-on, and each source goes on where it was. With more train_tokens, and phases appended to its
-schedule, the run is extended, where every update that was done keeps its rate. Where
-Train.compilation_cache, or the variable JAX_COMPILATION_CACHE_DIR, names a folder, later runs find
-their programs compiled. Ends with where the time of all its processes went.""",
+checkpoints/<step>/; layer_norms.jsonl if asked; skipped_steps.json after a rollback. If that folder
+holds a checkpoint of this run, the newest whole one is resumed, whatever Start says (damaged ones
+are set aside, and it says so); otherwise Start says what the run begins from. The recipe must be
+the one that the run began with, but for run_dir, mesh, microbatches, checkpoint, compilation_cache,
+trackers, device_flops_per_second, model.remat and model.loss_chunk_tokens, for how it is guarded
+(spikes, rollback, max_consecutive_skips, layer_norms_every_steps), and for batch sizes and the
+mixture: one that changed is a new stage from the next row on, and each source goes on where it was.
+With more train_tokens, and phases appended to its schedule, the run is extended, where every update
+that was done keeps its rate. Where Train.compilation_cache, or the variable
+JAX_COMPILATION_CACHE_DIR, names a folder, later runs find their programs compiled. Ends with where
+the time of all its processes went.""",
     ),
     "branch": Verb(
         verbs.branch,

@@ -3,6 +3,7 @@
 
     <run>/checkpoints/<step>/params       model parameters
                             /opt_state    moments mu and nu, Adam's count, the schedule's count
+                            /guard        history that spikes are told by, where there is one
                             /step         updates done
                             /data         position in the data
                             /manifest     model, learning rate, norms, digests, lineage, versions
@@ -131,9 +132,9 @@ class Store:
         self._manager.wait_until_finished()
         self._manager.close()
 
-    def compile(self, *, params: Any, opt_state: Mapping[str, Any]) -> None:
-        """Compiles what `save` will sum over these arrays, so that no save has to wait for it."""
-        trees.summary({"params": params, "opt_state": dict(opt_state)})
+    def compile(self, **items: Any) -> None:
+        """Compiles what `save` will sum over these items, so that no save has to wait for it."""
+        trees.summary(_arrays(**items))
 
     def save(
         self,
@@ -143,6 +144,7 @@ class Store:
         opt_state: Mapping[str, Any] | None,
         data: Mapping[str, Any],
         facts: Mapping[str, Any],
+        guard: Mapping[str, Any] | None = None,
     ) -> None:
         """Starts saving and returns; the arrays may be donated afterwards.
 
@@ -152,13 +154,12 @@ class Store:
           opt_state: `optimizers.optimizer.to_parts` of the optimizer state; None saves none.
           data: position in the data, plain JSON; empty where there is none.
           facts: what the manifest says besides norms and digests, plain JSON.
+          guard: arrays by name; None saves none.
         """
         latest = self._manager.latest_step()
         if latest is not None and step <= latest:
             raise CheckpointError(f"Cannot save step {step}: step {latest} is there already.")
-        arrays = {"params": params}
-        if opt_state is not None:
-            arrays["opt_state"] = dict(opt_state)
+        arrays = _arrays(params=params, opt_state=opt_state, guard=guard)
         known = dict(facts) | {"format": FORMAT, "arrays": trees.describe(arrays)}
         summed = trees.summary(arrays)
 
@@ -181,6 +182,11 @@ class Store:
             raise CheckpointError(
                 f"Orbax did not save step {step}; it holds {list(self._manager.all_steps())}."
             )
+
+
+def _arrays(**items: Any) -> dict[str, Any]:
+    """The items that there are."""
+    return {name: tree for name, tree in items.items() if tree is not None}
 
 
 def folder(run_dir: str) -> str:
@@ -279,8 +285,8 @@ def restore(run_dir: str, step: int, targets: Mapping[str, Any]) -> dict[str, An
     Args:
       run_dir: run directory.
       step: which checkpoint.
-      targets: item ("params", "opt_state") -> tree of `ShapeDtypeStruct` with shardings. An item
-        that is not asked for is not read.
+      targets: item ("params", "opt_state", "guard") -> tree of `ShapeDtypeStruct` with shardings.
+        An item that is not asked for is not read.
 
     Raises:
       DamagedError: unreadable, or its content is not what was saved.
@@ -321,11 +327,11 @@ def restore(run_dir: str, step: int, targets: Mapping[str, Any]) -> dict[str, An
     return restored
 
 
-def set_aside(run_dir: str, step: int) -> str:
-    """Renames a damaged checkpoint so that it no longer counts; returns the new name."""
+def set_aside(run_dir: str, step: int, why: str = "damaged") -> str:
+    """Renames a checkpoint so that it no longer counts; returns the new name, `STEP.WHY-NUMBER`."""
     root = files.path(folder(run_dir))
     number = 0
-    while (target := root / f"{step}.damaged-{number}").exists():
+    while (target := root / f"{step}.{why}-{number}").exists():
         number += 1
     (root / str(step)).rename(target)
     return str(target)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run says: the terminal, `metrics.jsonl` (a row per update), `events.jsonl`.
 
+`layer_norms.jsonl` has a row now and then, where a recipe asks for it.
+
 Only process 0 writes. A `Journal` is opened at a step: rows of later steps, left by a run that
 was killed after its last checkpoint, are removed (they will be computed again) and counted.
 """
@@ -25,7 +27,7 @@ def say(text: str) -> None:
 
 
 class Journal:
-    """Append-only `metrics.jsonl` and `events.jsonl` of one run directory.
+    """The append-only files of one run directory.
 
     Attributes:
       newest_step: of the rows that were there when it was opened, removed ones included; 0 of none.
@@ -34,12 +36,15 @@ class Journal:
     def __init__(self, run_dir: str, *, step: int, is_writer: bool) -> None:
         self._is_writer, self.newest_step = is_writer, 0
         self._metrics = files.path(run_dir) / "metrics.jsonl"
+        self._layer_norms = files.path(run_dir) / "layer_norms.jsonl"
         self._events = files.path(run_dir) / "events.jsonl"
         if not is_writer:
             return
         files.path(run_dir).mkdir(parents=True, exist_ok=True)
         self._mend_events()
-        if removed := self._truncate(step):
+        self._truncate(self._layer_norms, step)
+        removed, self.newest_step = self._truncate(self._metrics, step)
+        if removed:
             self.event("rows_redone", step=step, rows=removed)
 
     def _mend_events(self) -> None:
@@ -51,25 +56,28 @@ class Journal:
             files.write_text(self._events, (kept + newline).decode())
             self.event("event_torn", was=torn.decode(errors="replace"))
 
-    def _truncate(self, step: int) -> int:
-        """Drops metric rows of steps after `step`; returns how many. A torn last line counts."""
-        if not self._metrics.exists():
-            return 0
+    def _truncate(self, file: Any, step: int) -> tuple[int, int]:
+        """Drops rows of later steps, and torn ones: (how many, the newest step there was)."""
+        if not file.exists():
+            return 0, 0
         # A process may be killed inside a character, or between a row and its line end.
-        text = self._metrics.read_bytes().decode(errors="replace")
+        text = file.read_bytes().decode(errors="replace")
         if not text:
-            return 0
+            return 0, 0
         rows = text.split("\n")[:-1] if text.endswith("\n") else text.split("\n")
         steps = [_step_of(row) for row in rows]
-        self.newest_step = max(0, *steps)
         kept = [row for row, at in zip(rows, steps, strict=True) if 0 < at <= step]
         if len(kept) < len(rows) or not text.endswith("\n"):
-            files.write_text(self._metrics, "".join(row + "\n" for row in kept))
-        return len(rows) - len(kept)
+            files.write_text(file, "".join(row + "\n" for row in kept))
+        return len(rows) - len(kept), max(0, *steps)
 
     def metrics(self, row: dict[str, Any]) -> None:
         """Appends one update's row. Non-finite numbers are written as null, as JSON has none."""
         self._append(self._metrics, {k: _plain(v) for k, v in row.items()})
+
+    def layer_norms(self, row: dict[str, Any]) -> None:
+        """Appends a row of norms by layer."""
+        self._append(self._layer_norms, {k: _plain(v) for k, v in row.items()})
 
     def event(self, event: str, /, **fields: Any) -> None:
         """Appends one event."""
@@ -77,8 +85,10 @@ class Journal:
 
     def _append(self, target: Any, row: dict[str, Any]) -> None:
         if self._is_writer:
-            with target.open("a") as file:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            # Half a surrogate pair, which ids of documents may have, is written as JSON escapes it.
+            text = json.dumps(row, ensure_ascii=False) + "\n"
+            with target.open("ab") as file:
+                file.write(text.encode(errors="backslashreplace"))
 
 
 def _step_of(row: str) -> int:

@@ -97,6 +97,11 @@ LOOSE_WHEN_RESUMING = (
     # Batches are what was asked for from here on; those before stay what they were.
     "data.batch_rows",
     "batch_lr_rule",
+    # How the run is guarded; what was done stays done.
+    "max_consecutive_skips",
+    "spikes",
+    "rollback",
+    "layer_norms_every_steps",
 )
 
 # What a job may change that has begun already: another mixture or batch is another job.

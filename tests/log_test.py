@@ -83,3 +83,19 @@ def test_an_event_torn_by_a_kill_is_cut_off_and_said(tmp_path):
     events = read(tmp_path / "events.jsonl")
     assert [e["event"] for e in events] == ["start", "event_torn", "end"]
     assert events[1]["was"].startswith('{"event": "caf')
+
+
+def test_text_that_is_no_unicode_is_written_as_json_escapes_it(tmp_path):
+    """Ids of documents are what their corpora say."""
+    log.Journal(str(tmp_path), step=0, is_writer=True).event("skipped", document="\ud800 ü")
+    (event,) = read(tmp_path / "events.jsonl")
+    assert event["document"] == "\ud800 ü"
+    assert "ü" in (tmp_path / "events.jsonl").read_text()
+
+
+def test_rows_of_layer_norms_are_removed_as_those_of_metrics(tmp_path):
+    first = log.Journal(str(tmp_path), step=0, is_writer=True)
+    for step in (2, 4):
+        first.layer_norms({"step": step, "grad_norm/embed": float("nan")})
+    log.Journal(str(tmp_path), step=3, is_writer=True)
+    assert read(tmp_path / "layer_norms.jsonl") == [{"step": 2, "grad_norm/embed": None}]

@@ -87,6 +87,21 @@ def test_resuming_with_another_recipe_is_refused_but_another_mesh_is_not(tmp_pat
     assert checkpoint.steps(str(tmp_path / "run")) == [4]
 
 
+def test_a_run_that_diverges_ends_with_exit_code_4(tmp_path, recipe):
+    """A z-loss that is infinite in float32: no gradient is finite."""
+    done = subprocess.run(
+        [sys.executable, "-m", "midjax", *recipe, "--gin.Loss.z_loss_weight=1e39"],
+        cwd=pathlib.Path(midjax.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 4, done.stderr
+    assert "midjax train: Steps 1 to 3: 3 updates in a row were skipped" in done.stderr
+    assert "Last good checkpoint: none, as none was saved before them." in done.stderr
+    assert not checkpoint.steps(str(tmp_path / "run"))
+
+
 def test_a_moved_run_resumes_and_is_read(tmp_path, recipe):
     assert cli.main(recipe) == 0
     (tmp_path / "run").rename(tmp_path / "moved")

@@ -244,6 +244,25 @@ class Loader:
         names = [self.names[k] for k in sources]
         return [[n, self.row_id(n, k)] for n, k in zip(names, numbers.tolist(), strict=True)]
 
+    def named(self, begin: int, end: int) -> list[dict[str, Any]]:
+        """What global rows [begin, end) are, for people: source, row in its plan, first document.
+
+        Each is {"source": name, "row": int, "document": the source's own id}.
+        """
+        sources, numbers = self.order.rows(begin, end)
+        row_ids, pieces = rows.mixed(self._rows, sources, numbers)
+        firsts = pieces.document[pieces.first[:-1]].tolist()
+        ids = {
+            k: self._texts[k].tokens.ids_of(
+                {d for d, of in zip(firsts, sources, strict=True) if of == k}
+            )
+            for k in np.unique(sources).tolist()
+        }
+        return [
+            {"source": self.names[k], "row": row, "document": ids[k][document]}
+            for k, row, document in zip(sources.tolist(), row_ids.tolist(), firsts, strict=True)
+        ]
+
     def batches(
         self,
         *,

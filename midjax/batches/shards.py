@@ -17,10 +17,11 @@ resident, and opening costs the same for ten documents and for ten million.
 
 import bisect
 import collections
+import itertools
 import json
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -157,6 +158,15 @@ class TokenSource:
         text = (files.path(self.folder) / "ids.jsonl").read_text(encoding="utf-8")
         # Not splitlines, which also cuts at characters that JSON strings may hold as they are.
         return [json.loads(line) for line in text.split("\n")[:-1]]
+
+    def ids_of(self, documents: Collection[int]) -> dict[int, str]:
+        """Document -> its source id, of a few: reads up to the last of them and keeps no other."""
+        wanted, found = set(documents), {}
+        with (files.path(self.folder) / "ids.jsonl").open("rb") as lines:
+            for number, line in enumerate(itertools.islice(lines, max(wanted, default=-1) + 1)):
+                if number in wanted:
+                    found[number] = json.loads(line)
+        return found
 
 
 class _Shard:

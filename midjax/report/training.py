@@ -12,6 +12,12 @@ from midjax.report import records
 
 # Events that are shown elsewhere, or in such numbers that a count says more.
 _COUNTED = ("checkpoint", "skipped", "goodput")
+# What the metric `skipped` says.
+_WHY_SKIPPED = {
+    1: "updates whose loss or gradient was not finite",
+    2: "updates that were spikes",
+    3: "steps left out after a rollback",
+}
 _SHOWN_STEPS = 12
 
 
@@ -110,11 +116,13 @@ def totals(run: records.Run) -> list[Total]:
     ]
 
 
-def skipped(run: records.Run) -> tuple[int, str]:
-    """Updates that were skipped: how many, and which (the first few)."""
-    steps = [row["step"] for row in run.metrics if row.get("skipped")]
-    shown = ", ".join(map(str, steps[:_SHOWN_STEPS]))
-    return len(steps), shown + (", ..." if len(steps) > _SHOWN_STEPS else "")
+def skipped(run: records.Run) -> list[tuple[str, list[int]]]:
+    """Updates that were skipped: (why, steps) for each reason that there is."""
+    found = []
+    for number, why in _WHY_SKIPPED.items():
+        if steps := [row["step"] for row in run.metrics if row.get("skipped") == number]:
+            found.append((why, steps))
+    return found
 
 
 def overview(run: records.Run) -> dict[str, str]:
@@ -134,7 +142,7 @@ def overview(run: records.Run) -> dict[str, str]:
         "mfu": _median(run, "perf/mfu", lambda x: f"{x:.1%}"),
         "memory": _memory(run),
         "goodput": _goodput(run),
-        "skipped": str(skipped(run)[0]),
+        "skipped": str(sum(len(steps) for _, steps in skipped(run))),
         "resumed": str(resumes),
     }
 
@@ -201,9 +209,10 @@ def event_rows(run: records.Run) -> list[dict[str, str]]:
     if saved:
         words = f"{len(saved)} written, the newest at step {saved[-1]}"
         found.append(_line(run.label, "checkpoints", words))
-    count, which = skipped(run)
-    if count:
-        words = f"updates whose loss or gradient was not finite: {count} (step {which})"
+    for why, steps in skipped(run):
+        shown = ", ".join(map(str, steps[:_SHOWN_STEPS]))
+        more = ", ..." if len(steps) > _SHOWN_STEPS else ""
+        words = f"{why}: {len(steps)} (step {shown}{more})"
         found.append(_line(run.label, "skipped", words))
     return found
 

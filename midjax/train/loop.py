@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The verb `train`, top to bottom: begin (check, restore), go (update, measure, save)."""
 
+import contextlib
 import dataclasses
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import grain
@@ -10,12 +13,14 @@ import jax
 import midjax
 from midjax import checkpoint, compilation, log
 from midjax.batches import loader as loader_lib
-from midjax.model import context, sharding
+from midjax.model import context, sharding, transformer
 from midjax.trackers import sink
 from midjax.trackers import tools as trackers_lib
-from midjax.train import announce, goodput, recipe, restore, sessions, speed
+from midjax.train import announce, goodput, restore, rollback, sessions, skips, speed
+from midjax.train import guard as guard_lib
 from midjax.train import metrics as metrics_lib
 from midjax.train import prepare as prepare_lib
+from midjax.train import recipe as recipe_lib
 from midjax.train import start as start_lib
 from midjax.train import step as step_lib
 from midjax.train.schedules import curve
@@ -26,17 +31,18 @@ class Begun:
     """A run whose recipe was checked and whose first state lies on its mesh."""
 
     watch: goodput.Stopwatch
+    recipe: recipe_lib.Train
     prepared: prepare_lib.Prepared
     mesh: jax.sharding.Mesh
     state: step_lib.TrainState
 
 
-def run(config: recipe.Train) -> dict[str, Any]:
+def run(config: recipe_lib.Train) -> dict[str, Any]:
     """`go(begin(config))`."""
     return go(begin(config))
 
 
-def begin(config: recipe.Train, watch: goodput.Stopwatch | None = None) -> Begun:
+def begin(config: recipe_lib.Train, watch: goodput.Stopwatch | None = None) -> Begun:
     """Checks everything, then builds the first state. Own damaged checkpoints are set aside.
 
     Args:
@@ -58,14 +64,16 @@ def begin(config: recipe.Train, watch: goodput.Stopwatch | None = None) -> Begun
     compilation.keep(config.compilation_cache)
     while True:
         try:
+            rollback.settle(config.run_dir)
             prepared = prepare_lib.prepare(config)
+            rollback.check_rows(prepared)
             mesh = sharding.make(config.mesh)
             for rows in set(prepared.timeline.sizes().values()):
                 part = (rows // config.parts(rows),)
                 sharding.check_divides("A microbatch", part, ("batch",), mesh.shape)
             context.order(config.data.row_tokens, context.shards(mesh.shape))  # or is refused
             state = restore.first_state(prepared, mesh)
-            return Begun(watch=watch, prepared=prepared, mesh=mesh, state=state)
+            return Begun(watch=watch, recipe=config, prepared=prepared, mesh=mesh, state=state)
         except checkpoint.DamagedError as error:
             if error.run_dir != config.run_dir:
                 raise  # another run's: the user chooses an earlier step
@@ -75,8 +83,22 @@ def begin(config: recipe.Train, watch: goodput.Stopwatch | None = None) -> Begun
 def go(begun: Begun) -> dict[str, Any]:
     """Trains to the end; returns the last row of metrics (empty if there was nothing to do).
 
-    The state of `begun` is used up.
+    The state of `begun` is used up. A run that goes back after skipped updates begins again here,
+    as another process would.
+
+    Raises:
+      rollback.DivergedError: too many updates in a row were skipped.
     """
+    while True:
+        try:
+            return _once(begun)
+        except skips.StreakError as error:
+            streak = error.with_traceback(None)  # whose frames hold arrays
+        rollback.answer(begun.prepared, streak)
+        begun = begin(begun.recipe, begun.watch)
+
+
+def _once(begun: Begun) -> dict[str, Any]:
     prepared, watch = begun.prepared, begun.watch
     config = prepared.config
     # First: the journal removes the rows that tell when a killed process stopped.
@@ -119,13 +141,21 @@ def _train(
             _loop(begun, account, journal, recorder, store)
             watch.enter("checkpoint")  # waits for what is still being written
     finally:
-        account.skipped_updates = recorder.skipped
+        account.skipped_updates = recorder.watch.count
         watch.enter("other")
     return recorder.last
 
 
 def _recorder(begun: Begun, journal: log.Journal, trackers: sink.Trackers) -> metrics_lib.Recorder:
     prepared, config = begun.prepared, begun.prepared.config
+    own = prepared.origin.kind == "own"
+    watch = skips.Watch(
+        prepared.loader,
+        journal,
+        prepared.rows_of,
+        most=config.rollback.after_skips if config.rollback else config.max_consecutive_skips,
+        steps=prepared.origin.data.get("skipped_in_a_row", ()) if own else (),
+    )
     return metrics_lib.Recorder(
         config.data,
         prepared.loader.order,
@@ -136,8 +166,10 @@ def _recorder(begun: Begun, journal: log.Journal, trackers: sink.Trackers) -> me
             config.model, list(begun.mesh.devices.flat), config.device_flops_per_second, journal
         ),
         first_row=prepared.first_row,
-        max_consecutive_skips=config.max_consecutive_skips,
-        restarted=prepared.origin.kind == "own" and not prepared.position.changed,
+        watch=watch,
+        restarted=own and not prepared.position.changed,
+        layers_of=transformer.layers_of(config.model),
+        layer_norms_every_steps=config.layer_norms_every_steps,
     )
 
 
@@ -147,8 +179,6 @@ def train_steps(begun: Begun) -> dict[int, Any]:
     A batch of another size is another program.
     """
     prepared, config = begun.prepared, begun.prepared.config
-    replicated = jax.sharding.NamedSharding(begun.mesh, sharding.spec(()))
-    shardings = (jax.tree.map(lambda x: x.sharding, begun.state), replicated)
 
     def jitted(rows: int) -> Any:
         made = step_lib.make_train_step(
@@ -158,10 +188,25 @@ def train_steps(begun: Begun) -> dict[int, Any]:
             curve.learning_rate(prepared.schedule),
             sources=len(prepared.loader.names),
             microbatches=config.parts(rows),
+            spikes=config.spikes,
+            layer_norms_every_steps=config.layer_norms_every_steps,
         )
-        return jax.jit(made, donate_argnums=0, out_shardings=shardings)
+        return _jitted(made, begun)
 
     return {rows: jitted(rows) for rows in set(prepared.timeline.sizes().values())}
+
+
+def _leave_out(begun: Begun) -> Any:
+    """The jitted step that is left out: a state, which is used up."""
+    lr = curve.learning_rate(begun.prepared.schedule)
+    sources = len(begun.prepared.loader.names)
+    return _jitted(functools.partial(step_lib.leave_out, lr, sources), begun)
+
+
+def _jitted(step: Any, begun: Begun) -> Any:
+    replicated = jax.sharding.NamedSharding(begun.mesh, sharding.spec(()))
+    shardings = (jax.tree.map(lambda x: x.sharding, begun.state), replicated)
+    return jax.jit(step, donate_argnums=0, out_shardings=shardings)
 
 
 def _loop(
@@ -174,42 +219,51 @@ def _loop(
     """The loop itself. Metrics of update n are read after update n + 1 was dispatched."""
     prepared, state, watch = begun.prepared, begun.state, begun.watch
     config, timeline = prepared.config, prepared.timeline
-    jitted = train_steps(begun)
+    jitted, leave_out = train_steps(begun), _leave_out(begun)
+    left_out = set(rollback.left_out(config.run_dir))
     batches = prepared.loader.batches(
-        next_row=prepared.first_row, first_step=prepared.first_step + 1, batch_rows=timeline.sizes()
+        next_row=prepared.first_row,
+        first_step=prepared.first_step + 1,
+        batch_rows=timeline.sizes(),
+    )
+    progress = log.Progress(
+        config.run_dir, timeline.tokens(prepared.total_steps), done_tokens=timeline.first_tokens
     )
     compiled: set[int] = set()
-    place = sharding.batch(begun.mesh)
-    last = prepared.total_steps
-    with log.Progress(
-        config.run_dir, timeline.tokens(last), done_tokens=timeline.first_tokens
-    ) as progress:
+    place, last = sharding.batch(begun.mesh), prepared.total_steps
+    with contextlib.closing(batches), progress:
         for step in range(prepared.first_step + 1, last + 1):
             with watch.measure("data_wait") as wait:
                 batch, _ = next(batches)
                 if recorder.device_is_busy():
                     wait.bucket = "step"  # it cost nothing
-            arranged = context.arrange(batch, begun.mesh.shape)
             rows = timeline.batch_rows(step)
-            with watch.measure("step" if rows in compiled else "compile"):
-                state, metrics = jitted[rows](state, loader_lib.place(arranged, place))
-            compiled.add(rows)
-            recorder.put(step, metrics, batch)
+            if prepared.is_new_data(step):
+                history = restore.fresh_guard(config.spikes, begun.mesh)
+                state = dataclasses.replace(state, guard=history)
+            if step in left_out:
+                state, metrics = leave_out(state)
+                recorder.put(step, metrics, None)
+            else:
+                arranged = context.arrange(batch, begun.mesh.shape)
+                with watch.measure("step" if rows in compiled else "compile"):
+                    state, metrics = jitted[rows](state, loader_lib.place(arranged, place))
+                compiled.add(rows)
+                recorder.put(step, metrics, batch)
             account.step = step
             progress.advance(rows * timeline.row_tokens, recorder.note)
             if step == prepared.first_step + 2:  # while the devices are busy
                 with watch.measure("compile"):
-                    store.compile(params=state.params, opt_state=restore.saved_parts(state))
+                    store.compile(**_items(state))
             due = step % config.checkpoint.every_steps == 0 or step in prepared.phase_ends
             if due or step == last:
                 recorder.flush()  # a checkpoint never has less behind it than its metrics say
                 with watch.measure("checkpoint"):
-                    _save(prepared, store, step, state)
+                    _save(prepared, store, step, state, recorder.watch.steps)
                 watch.saved(step)
-                account.skipped_updates = recorder.skipped
+                account.skipped_updates = recorder.watch.count
                 journal.event("checkpoint", step=step)
                 journal.event("goodput", **account.fields())
-    batches.close()
 
 
 def _save(
@@ -217,6 +271,7 @@ def _save(
     store: checkpoint.Store,
     step: int,
     state: step_lib.TrainState,
+    skipped_in_a_row: Sequence[int],
 ) -> None:
     origin = prepared.origin
     parts = restore.saved_parts(state)
@@ -240,8 +295,17 @@ def _save(
         else {"run": origin.run, "step": origin.step, "huggingface": origin.huggingface},
         "versions": {"jax": jax.__version__, "grain": grain.__version__},
     }
-    data = _data_item(prepared, step)
-    store.save(step, params=state.params, opt_state=parts, data=data, facts=facts)
+    data = _data_item(prepared, step) | {
+        "skipped_in_a_row": list(skipped_in_a_row),
+        "left_out_steps": rollback.left_out(prepared.config.run_dir, up_to=step),
+    }
+    store.save(step, **_items(state), data=data, facts=facts)
+
+
+def _items(state: step_lib.TrainState) -> dict[str, Any]:
+    """The arrays of a checkpoint, item by item."""
+    guard = None if state.guard is None else guard_lib.to_item(state.guard)
+    return {"params": state.params, "opt_state": restore.saved_parts(state), "guard": guard}
 
 
 def _drawn(prepared: prepare_lib.Prepared, step: int) -> dict[str, dict[str, float | None]]:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Device metrics of each update -> a row of `metrics.jsonl`, with exact counts by source."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,15 +12,15 @@ from midjax.batches import batch as batch_lib
 from midjax.batches import loader
 from midjax.mixture import order as order_lib
 from midjax.trackers import sink
+from midjax.train import layer_norms, skips
 from midjax.train import speed as speed_lib
 from midjax.train import step as step_lib
 from midjax.train import timeline as timeline_lib
 
-_ROUTERS = ("balance_loss", "router_z_loss", "expert_load_max")
-
-
-class DivergedError(ValueError):
-    """Too many updates in a row were skipped."""
+_OPTIONAL = (
+    "balance_loss", "router_z_loss", "expert_load_max",
+    "loss_median", "loss_limit", "grad_norm_median", "grad_norm_limit",
+)  # fmt: skip
 
 
 class Recorder:
@@ -35,7 +37,11 @@ class Recorder:
         balance_loss, router_z_loss
                                  of a model with experts: means over its layers
         expert_load_max          load of the busiest expert of any layer; 1 when all are equal
-        skipped                  1 if loss or gradient was not finite: nothing but `step` changed
+        skipped                  0, or why only the counts moved: 1 loss or gradient not finite, 2 a
+                                 spike, 3 left out after a rollback (its batch was not looked at)
+        loss_median, loss_limit, grad_norm_median, grad_norm_limit
+                                 with `Train.spikes`: above which limits the update is a spike; null
+                                 while there is too little history
         loss/NAME                nats per token; null where the batch has none of the source
         tokens/NAME              loss-bearing tokens of the batch
         asked/NAME               share of tokens in force at the batch's first row: as the weights
@@ -48,8 +54,14 @@ class Recorder:
     Args:
       data, order, journal, timeline, trackers, speed: of the run.
       first_row: where it goes on.
-      max_consecutive_skips: see `recipe.Train`.
+      watch: is shown every row.
       restarted: this run goes on from its own checkpoint, with the same mixture.
+      layers_of, layer_norms_every_steps: for norms by layer, see `layer_norms.row`.
+
+    Attributes:
+      watch: see above.
+      last: the newest row.
+      note: a few words about it.
     """
 
     def __init__(
@@ -62,26 +74,28 @@ class Recorder:
         trackers: sink.Trackers,
         speed: speed_lib.Speed,
         first_row: int,
-        max_consecutive_skips: int,
+        watch: skips.Watch,
         restarted: bool,
+        layers_of: Mapping[str, tuple[int, ...]] | None = None,
+        layer_norms_every_steps: int | None = None,
     ) -> None:
         self._data, self._order, self._journal = data, order, journal
         self._timeline, self._first_row = timeline, first_row
         self._trackers, self._speed = trackers, speed
-        self._pending: tuple[int, step_lib.Metrics, speed_lib.Work] | None = None
+        self._pending: tuple[int, step_lib.Metrics, speed_lib.Work | None] | None = None
         # A stage that began before the checkpoint is not said again.
         self._stage = order.stage_at(first_row - 1) if restarted and first_row else -1
-        self.skipped = self._skipped_in_a_row = 0
-        self._max_skips = max_consecutive_skips
+        self.watch = watch
+        self._layers_of, self._every = layers_of or {}, layer_norms_every_steps
         self.last: dict[str, Any] = {}
         self.note = ""
 
-    def put(self, step: int, metrics: step_lib.Metrics, batch: batch_lib.Batch) -> None:
+    def put(self, step: int, metrics: step_lib.Metrics, batch: batch_lib.Batch | None) -> None:
         """Takes update `step`'s metrics and its batch on the host; writes those of the one before.
 
-        The device has this update to do meanwhile.
+        The device has this update to do meanwhile. A step that is left out has no batch.
         """
-        work = self._speed.work(batch)
+        work = self._speed.work(batch) if batch is not None else None
         self.flush()
         self._pending = (step, metrics, work)
 
@@ -96,31 +110,28 @@ class Recorder:
         """Writes what is pending; waits for the device.
 
         Raises:
-          DivergedError: one skipped update too many.
+          skips.StreakError: one skipped update too many.
         """
         if self._pending is None:
             return
         step, metrics, work = self._pending
         self._pending = None
+        # These stay on the device, but for the few updates that need them.
+        metrics = dict(metrics)
+        loss_by_row = metrics.pop("loss_by_row", None)
+        norms = metrics.pop("layer_norms", None)
         values = jax.device_get(metrics)
         self.last = self._row(step, values) | self._speed.row(work)
         self._journal.metrics(self.last)
         self._trackers.put(self.last)
-        self._skipped_in_a_row = self._skipped_in_a_row + 1 if values["skipped"] else 0
-        if values["skipped"]:
-            self.skipped += 1
-            self._journal.event("skipped", step=step, why="loss or gradient not finite")
-        if self._skipped_in_a_row > self._max_skips:
-            raise DivergedError(
-                f"Step {step}: loss or gradient was not finite {self._skipped_in_a_row} times in a "
-                f"row, Train.max_consecutive_skips is {self._max_skips}. No update since step "
-                f"{step - self._skipped_in_a_row} was applied. Look at the learning rate and at "
-                "the data of these steps; the checkpoints are kept."
-            )
+        if norms is not None and self._every and step % self._every == 0:
+            found = layer_norms.row(step, jax.device_get(norms), self._layers_of)
+            self._journal.layer_norms(found)
+        self.watch.see(self.last, loss_by_row)
         mfu = self.last["perf/mfu"]
         self.note = f"loss {self.last['loss']:.3f}"
         self.note += f"  MFU {mfu:.0%}" if mfu is not None else ""
-        self.note += f"  skipped {self.skipped}" if self.skipped else ""
+        self.note += f"  skipped {self.watch.count}" if self.watch.count else ""
 
     def _row(self, step: int, values: dict[str, Any]) -> dict[str, Any]:
         order, timeline = self._order, self._timeline
@@ -130,13 +141,13 @@ class Recorder:
         row: dict[str, Any] = {"step": step, "tokens": timeline.tokens(step)}
         for name in ("loss", "z_loss", "grad_norm", "update_norm", "param_norm", "lr"):
             row[name] = float(values[name])
-        row |= {name: float(values[name]) for name in _ROUTERS if name in values}
+        row |= {name: float(values[name]) for name in _OPTIONAL if name in values}
         row["skipped"] = int(values["skipped"])
         counts, epochs = order.counts(rows_done), order.epochs(rows_done)
         for k, name in enumerate(order.names):
             weight = float(values["weight_by_source"][k])
             row[f"loss/{name}"] = float(values["nll_by_source"][k]) / weight if weight else None
-            row[f"tokens/{name}"] = int(weight)
+            row[f"tokens/{name}"] = int(weight) if math.isfinite(weight) else None
             row[f"asked/{name}"] = float(asked[k])
             row[f"rows/{name}"] = int(counts[k])
             row[f"epochs/{name}"] = float(epochs[k])

@@ -46,6 +46,25 @@ class Mixed:
         """Global row of the first update."""
         return self.position.first_row
 
+    def rows_of(self, step: int) -> tuple[int, int]:
+        """Global rows [begin, end) of update `step`."""
+        return self.next_row(step - 1), self.next_row(step)
+
+    def is_new_data(self, step: int) -> bool:
+        """Whether update `step` reads another stage than the one before, or another batch size.
+
+        The first update of a run does, but for one that goes on with the same mixture.
+        """
+        order, origin = self.loader.order, self.origin
+        begin, end = self.rows_of(step)
+        if begin == order.first_row:
+            return True
+        if step > self.first_step + 1:
+            rows = begin - self.rows_of(step - 1)[0]
+        else:
+            rows = origin.data["batch_rows"]
+        return rows != end - begin or order.stage_at(begin - rows) != order.stage_at(begin)
+
     @property
     def first_step(self) -> int:
         """Updates done before."""

@@ -7,6 +7,7 @@ from midjax import checkpoint
 from midjax.batches import loader as loader_lib
 from midjax.model import architecture, sharding
 from midjax.trackers import tools as trackers_lib
+from midjax.train import guard
 from midjax.train import start as start_lib
 from midjax.train import step as step_lib
 from midjax.train.optimizers import optimizer as optimizer_lib
@@ -27,8 +28,12 @@ class Train:
         start that takes over the rate in force: "none", "linear" (in proportion) or "sqrt".
       microbatches: parts in which the largest batch is computed, to save memory, and smaller ones
         in no larger parts; never changes the result beyond rounding.
-      max_consecutive_skips: updates in a row whose loss or gradient is not finite, and which are
-        skipped; one more ends the run with an error.
+      max_consecutive_skips: this many skipped updates in a row end the run with exit code 4. An
+        update whose loss or gradient is not finite is always skipped.
+      spikes: the rule by which outliers are skipped too; None for none.
+      rollback: whether the run goes back instead, and leaves out what came before; None for not.
+      layer_norms_every_steps: updates between two rows of `layer_norms.jsonl`: norms of gradients,
+        updates and parameters by layer; None for none.
       mesh: devices.
       checkpoint: when to save.
       seed: of fresh parameters.
@@ -57,6 +62,9 @@ class Train:
     trackers: tuple[trackers_lib.Tool, ...] = ()
     device_flops_per_second: float | None = None
     compilation_cache: str | None = None
+    spikes: guard.Spikes | None = None
+    rollback: guard.Rollback | None = None
+    layer_norms_every_steps: int | None = None
 
     def __post_init__(self) -> None:
         if "://" in self.run_dir:
@@ -71,15 +79,19 @@ class Train:
                 f"Train.microbatches = {self.microbatches} does not divide Data.batch_rows = "
                 f"{max(self.data.batch_sizes)}."
             )
-        if self.max_consecutive_skips < 0:
+        every = self.layer_norms_every_steps
+        if self.max_consecutive_skips < 1 or (every is not None and every < 1):
             raise ValueError(
-                f"Train.max_consecutive_skips must be 0 or more, got {self.max_consecutive_skips}."
+                "Train.max_consecutive_skips and layer_norms_every_steps must be 1 or more, got "
+                f"{self.max_consecutive_skips} and {every}."
             )
         if self.device_flops_per_second is not None and self.device_flops_per_second <= 0:
             raise ValueError(
                 "Train.device_flops_per_second must be positive (459e12 is a TPU v5p's), got "
                 f"{self.device_flops_per_second}."
             )
+        if self.rollback is not None:
+            self._check_rollback(self.rollback)
         if self.data.row_tokens > self.model.context_tokens:
             raise ValueError(
                 f"Data.row_tokens = {self.data.row_tokens} is above the model's context_tokens = "
@@ -92,3 +104,19 @@ class Train:
         most = max(self.data.batch_sizes) // self.microbatches
         fits = (n for n in range(1, batch_rows + 1) if batch_rows % n == 0)
         return next(n for n in fits if batch_rows // n <= most)
+
+    def _check_rollback(self, rollback: guard.Rollback) -> None:
+        if rollback.after_skips > self.max_consecutive_skips:
+            raise ValueError(
+                f"Rollback.after_skips = {rollback.after_skips} is above "
+                f"Train.max_consecutive_skips = {self.max_consecutive_skips}, which ends the run "
+                "before it would go back."
+            )
+        kept, needed = self.checkpoint, rollback.after_skips + rollback.skip_steps_before + 1
+        reach = (kept.last - 1) * kept.every_steps
+        if reach < needed and kept.forever_every_steps is None:
+            raise ValueError(
+                f"Rollback goes back {needed} updates or more, and {kept.last} checkpoints every "
+                f"{kept.every_steps} updates reach back {reach}: there might be none to go back "
+                "to. Raise Keep.last or Keep.every_steps, or set Keep.forever_every_steps."
+            )

@@ -4,6 +4,7 @@
 prepare.Prepared + mesh --first_state--> TrainState
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -11,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from midjax import checkpoint, trees
+from midjax import checkpoint, log, trees
 from midjax.model import hf, sharding, transformer
+from midjax.train import guard as guard_lib
 from midjax.train import prepare as prepare_lib
 from midjax.train import start as start_lib
 from midjax.train import step as step_lib
@@ -40,7 +42,10 @@ def first_state(prepared: prepare_lib.Prepared, mesh: jax.sharding.Mesh) -> step
 
     with jax.set_mesh(mesh):
         if origin.run is not None:
-            return _restored(origin, abstract, init_opt, count, prepared.schedule_count)
+            state = _restored(origin, abstract, init_opt, count, prepared.schedule_count)
+            if state.guard is None:
+                state = dataclasses.replace(state, guard=fresh_guard(config.spikes, mesh))
+            return state
         if origin.huggingface is not None:
             _, params = hf.load(origin.huggingface, targets=abstract.params)
         else:
@@ -48,7 +53,11 @@ def first_state(prepared: prepare_lib.Prepared, mesh: jax.sharding.Mesh) -> step
             made = jax.jit(init, out_shardings=shardings.params)
             params = made(jax.random.key(config.seed))
         return step_lib.TrainState(
-            step=count(0), schedule_count=count(0), params=params, opt_state=init_opt(params)
+            step=count(0),
+            schedule_count=count(0),
+            params=params,
+            opt_state=init_opt(params),
+            guard=fresh_guard(config.spikes, mesh),
         )
 
 
@@ -74,7 +83,25 @@ def abstract_state(prepared: prepare_lib.Prepared, mesh: jax.sharding.Mesh) -> s
         schedule_count=number,
         params=with_shardings(shapes, param_shardings),
         opt_state=with_shardings(opt_shapes, opt_shardings),
+        guard=_abstract_guard(prepared.config.spikes, replicated),
     )
+
+
+def _abstract_guard(spikes: guard_lib.Spikes | None, replicated: Any) -> guard_lib.State | None:
+    if spikes is None:
+        return None
+    shapes = jax.eval_shape(functools.partial(guard_lib.fresh, spikes))
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), shapes
+    )
+
+
+def fresh_guard(spikes: guard_lib.Spikes | None, mesh: jax.sharding.Mesh) -> guard_lib.State | None:
+    """The history of a run that has seen no update; None without a rule."""
+    if spikes is None:
+        return None
+    everywhere = jax.sharding.NamedSharding(mesh, sharding.spec(()))
+    return jax.device_put(guard_lib.fresh(spikes), everywhere)
 
 
 def saved_parts(state: step_lib.TrainState) -> dict[str, Any]:
@@ -93,6 +120,8 @@ def _restored(
     targets = {"params": abstract.params}
     if "moments" in origin.parts:
         targets["opt_state"] = saved_parts(abstract)
+    if history := _saved_history(origin, abstract.guard):
+        targets["guard"] = history
     restored = checkpoint.restore(origin.run, origin.step, targets)
     if "moments" in origin.parts:
         opt_state = optimizer_lib.from_parts(abstract.opt_state, restored["opt_state"])
@@ -103,9 +132,24 @@ def _restored(
         schedule_count=count(schedule_count),
         params=restored["params"],
         opt_state=opt_state,
+        guard=guard_lib.State(**restored["guard"]) if "guard" in restored else None,
     )
     prove(origin, state)
     return state
+
+
+def _saved_history(origin: start_lib.Origin, history: guard_lib.State | None) -> Any:
+    """The item `guard` of the checkpoint, if the run goes on with it."""
+    if history is None or not {"step", "data"} <= origin.parts:
+        return None
+    item = guard_lib.to_item(history)
+    if trees.mismatches(origin.manifest["arrays"], {"guard": item}):
+        log.say(
+            f"{origin.run}, step {origin.step}, holds no history of {len(history.loss)} updates: "
+            "the one that spikes are told by begins anew"
+        )
+        return None
+    return item
 
 
 def prove(origin: start_lib.Origin, state: step_lib.TrainState) -> None:

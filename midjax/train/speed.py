@@ -83,19 +83,19 @@ class Speed:
         counted = flops.of_rows(self._model, batch.segments, batch.positions)
         return Work(places=batch.segments.size, tokens=tokens, flops=counted)
 
-    def row(self, work: Work) -> dict[str, float | int | None]:
-        """The numbers of an update that is done."""
+    def row(self, work: Work | None) -> dict[str, float | int | None]:
+        """The numbers of an update that is done; what is by its work is null where it had none."""
         now = time.monotonic()
         seconds, self._time = max(now - self._time, 1e-9), now
         utilisation = None
-        if self._peak is not None:
+        if self._peak is not None and work is not None:
             utilisation = work.flops / (seconds * self._count * self._peak)
         in_use, peak = device_bytes(self._local)
         return {
             "perf/step_seconds": seconds,
-            "perf/tokens_per_second": work.tokens / seconds,
-            "perf/padding": 1 - work.tokens / work.places,
-            "perf/model_flops": work.flops,
+            "perf/tokens_per_second": work.tokens / seconds if work else None,
+            "perf/padding": 1 - work.tokens / work.places if work else None,
+            "perf/model_flops": work.flops if work else None,
             "perf/mfu": utilisation,
             "perf/device_bytes": in_use,
             "perf/device_peak_bytes": peak,

@@ -12,8 +12,10 @@ import optax
 from midjax.batches import batch as batch_lib
 from midjax.model import architecture, moe, transformer
 from midjax.model import loss as model_loss
+from midjax.train import guard as guard_lib
+from midjax.train import layer_norms
 
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, Any]
 
 
 @jax.tree_util.register_dataclass
@@ -27,12 +29,14 @@ class TrainState:
         applied or skipped: a decay ends where its tokens do.
       params: model parameters.
       opt_state: moments and their age, see `optimizers`.
+      guard: the history that spikes are told by; None without `Spikes`.
     """
 
     step: jax.Array
     schedule_count: jax.Array
     params: Any
     opt_state: Any
+    guard: guard_lib.State | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +73,7 @@ def loss_and_sums(
     batch: batch_lib.Batch,
     total_weight: jax.Array,
     total_tokens: jax.Array,
-) -> tuple[jax.Array, dict[str, Any]]:
+) -> tuple[jax.Array, tuple[dict[str, Any], jax.Array]]:
     """The part of the objective that these rows bring, and the sums behind the metrics.
 
     Args:
@@ -83,7 +87,7 @@ def loss_and_sums(
     Returns:
       A scalar, and {"nll": scalar, "z": scalar, "nll_by_source": [sources],
       "weight_by_source": [sources]} as sums in nats, with "routers": moe.Aux for a model with
-      experts.
+      experts; and the mean loss of each row, [B], 0 where none of it bears loss.
     """
     hidden, routers = transformer.forward(
         model, params, batch.tokens, batch.segments, batch.positions
@@ -107,30 +111,34 @@ def loss_and_sums(
         added = loss.balance_loss_weight * balance + loss.router_z_loss_weight * router_z
         # These rows' share of the batch: a mean over tokens, as the rest of the objective is.
         objective += added * routers.tokens[0] / total_tokens
-    return objective, sums
+    return objective, (sums, weighted.sum(1) / jnp.maximum(batch.weights.sum(1), 1.0))
 
 
 def _summed(
-    of_rows: Callable[[Any, batch_lib.Batch], Any],
+    of_rows: Callable[[Any, batch_lib.Batch], tuple[Any, jax.Array]],
     params: Any,
     batch: batch_lib.Batch,
     microbatches: int,
-) -> Any:
-    """`of_rows(params, rows)` summed over the microbatches of a batch."""
+) -> tuple[Any, jax.Array]:
+    """`of_rows(params, rows)`: (sums over the microbatches, a number for each row of the batch).
+
+    Microbatch m takes the rows m, m + M, ...: every device keeps its own.
+    """
     if microbatches == 1:
         return of_rows(params, batch)
 
     def split(x: jax.Array) -> jax.Array:
         return x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1)
 
-    def accumulate(carry: Any, rows: batch_lib.Batch) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, carry, of_rows(params, rows)), None
+    def accumulate(carry: Any, rows: batch_lib.Batch) -> tuple[Any, jax.Array]:
+        sums, by_row = of_rows(params, rows)
+        return jax.tree.map(jnp.add, carry, sums), by_row
 
     parts = jax.tree.map(split, batch)
-    shapes = jax.eval_shape(of_rows, params, jax.tree.map(lambda x: x[0], parts))
+    shapes, _ = jax.eval_shape(of_rows, params, jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    summed, _ = jax.lax.scan(accumulate, zeros, parts)
-    return summed
+    summed, by_row = jax.lax.scan(accumulate, zeros, parts)
+    return summed, by_row.swapaxes(0, 1).reshape(-1)
 
 
 def _router_losses(experts: architecture.Experts, routers: moe.Aux) -> tuple[jax.Array, jax.Array]:
@@ -158,48 +166,67 @@ def make_train_step(
     *,
     sources: int,
     microbatches: int,
+    spikes: guard_lib.Spikes | None = None,
+    layer_norms_every_steps: int | None = None,
 ) -> Callable[[TrainState, batch_lib.Batch], tuple[TrainState, Metrics]]:
     """Builds the pure train step; the caller jits it.
 
-    With microbatches, microbatch m takes the rows m, m + M, ...: every device keeps its own rows.
-    An update whose loss or gradient is not finite is skipped: parameters, moments and Adam's count
-    stay, the step and the schedule count on, and the metric `skipped` is 1.
+    An update whose loss or gradient is not finite, or that is a spike, is skipped: parameters,
+    moments, Adam's count and the history of the guard stay, the step and the schedule count on, and
+    the metric `skipped` says why. A finite gradient of finite norm makes a finite update: its
+    square, which moments hold, is a term of the norm's.
     """
 
-    def gradients(params: Any, batch: batch_lib.Batch) -> tuple[Any, dict[str, Any]]:
+    def gradients(params: Any, batch: batch_lib.Batch) -> tuple[Any, dict[str, Any], jax.Array]:
         weight = jnp.maximum(batch.weights.sum(), 1.0)
         tokens = jnp.maximum((batch.segments > 0).sum(), 1)
-        of_rows = jax.grad(
+        of_objective = jax.grad(
             lambda p, rows: loss_and_sums(model, loss, sources, p, rows, weight, tokens),
             has_aux=True,
         )
-        return _summed(of_rows, params, batch, microbatches)
+
+        def of_rows(params: Any, rows: batch_lib.Batch) -> tuple[Any, jax.Array]:
+            grads, (sums, by_row) = of_objective(params, rows)
+            return (grads, sums), by_row
+
+        (grads, sums), by_row = _summed(of_rows, params, batch, microbatches)
+        return grads, sums, by_row
 
     def train_step(state: TrainState, batch: batch_lib.Batch) -> tuple[TrainState, Metrics]:
-        grads, sums = gradients(state.params, batch)
+        grads, sums, loss_by_row = gradients(state.params, batch)
         weight = sums["weight_by_source"].sum()
+        mean_loss = sums["nll"] / jnp.maximum(weight, 1.0)
         grad_norm = optax.tree.norm(grads)
         lr = learning_rate(state.schedule_count)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         updates = jax.tree.map(lambda u: -lr.astype(u.dtype) * u, updates)
         params = optax.apply_updates(state.params, updates)
-        fine = jnp.isfinite(grad_norm) & jnp.isfinite(sums["nll"])
+        why, history, limits = guard_lib.decide(
+            spikes, state.guard, loss=mean_loss, grad_norm=grad_norm, has_loss=weight > 0
+        )
         params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(fine, new, old),
+            lambda new, old: jnp.where(why == guard_lib.APPLIED, new, old),
             (params, opt_state),
             (state.params, state.opt_state),
         )
         metrics = {
-            "loss": sums["nll"] / jnp.maximum(weight, 1.0),
+            "loss": mean_loss,
             "z_loss": sums["z"] / jnp.maximum(weight, 1.0),
             "grad_norm": grad_norm,
             "update_norm": optax.tree.norm(updates),
             "param_norm": optax.tree.norm(params),
             "lr": lr,
-            "skipped": (~fine).astype(jnp.int32),
+            "skipped": why,
             "nll_by_source": sums["nll_by_source"],
             "weight_by_source": sums["weight_by_source"],
+            "loss_by_row": loss_by_row,
+            **limits,
         }
+        if layer_norms_every_steps:
+            metrics["layer_norms"] = layer_norms.measure(
+                (state.step + 1) % layer_norms_every_steps == 0,
+                {"grad": grads, "update": updates, "param": params},
+            )
         if model.experts is not None:
             metrics |= _router_metrics(model.experts, sums["routers"])
         after = TrainState(
@@ -207,7 +234,24 @@ def make_train_step(
             schedule_count=state.schedule_count + 1,
             params=params,
             opt_state=opt_state,
+            guard=history,
         )
         return after, metrics
 
     return train_step
+
+
+def leave_out(
+    learning_rate: Callable[[jax.Array], jax.Array], sources: int, state: TrainState
+) -> tuple[TrainState, Metrics]:
+    """A step that is left out after a rollback: the counts go on, nothing is looked at."""
+    unknown = jnp.float32(jnp.nan)
+    names = ("loss", "z_loss", "grad_norm", "update_norm", "param_norm")
+    metrics = dict.fromkeys(names, unknown) | {
+        "lr": learning_rate(state.schedule_count),
+        "skipped": jnp.int32(guard_lib.LEFT_OUT),
+        "nll_by_source": jnp.zeros(sources),
+        "weight_by_source": jnp.zeros(sources),
+    }
+    after = dataclasses.replace(state, step=state.step + 1, schedule_count=state.schedule_count + 1)
+    return after, metrics

@@ -324,6 +324,8 @@ def test_last_rows_are_those_before(data):
             found.append([made.names[source], [number, document]])
     assert made.last_rows(20) == found[12:20] and made.last_rows(3) == found[:3]
     assert made.last_rows(0) == []
+    # Documents are called by their numbers here.
+    assert [[n["source"], [n["row"], int(n["document"])]] for n in made.named(3, 20)] == found[3:20]
 
 
 def lengths_of(data, name):

@@ -197,4 +197,6 @@ def test_ids_with_any_characters_come_back(tmp_path):
     keys = ["a\u2028b", "line\nbreak", "ü", "\ud800", ""]
     documents = [(key, 1, np.array([1])) for key in keys]
     shards.write(str(tmp_path), documents, facts={"vocab_size": 9}, shard_tokens=100)
-    assert shards.TokenSource(str(tmp_path)).ids() == keys
+    source = shards.TokenSource(str(tmp_path))
+    assert source.ids() == keys and source.ids_of([3, 0, 3]) == {0: keys[0], 3: keys[3]}
+    assert source.ids_of([]) == {}

@@ -76,10 +76,17 @@ def test_totals_and_skipped():
     code, prose = training.totals(run)
     assert (code.source, code.tokens, code.rows, code.epochs) == ("code", 120, 4, 0.5)
     assert (prose.source, prose.tokens) == ("prose", 180)
-    assert training.skipped(run) == (1, "4")
-    many = [row(s, BROAD, (1, 1), skipped=1) for s in range(1, 21)]
-    count, steps = training.skipped(make(many, []))
-    assert count == 20 and steps == "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, ..."
+    assert training.skipped(run) == [("updates whose loss or gradient was not finite", [4])]
+    many = [row(s, BROAD, (1, 1), skipped=1 if s < 21 else 3) for s in range(1, 24)]
+    many[4] |= {"skipped": 2, "tokens/code": None}
+    run = make(many, [])
+    assert training.overview(run)["skipped"] == "23"
+    assert [line["details"] for line in training.event_rows(run)] == [
+        "updates whose loss or gradient was not finite: 19 (step 1, 2, 3, 4, 6, 7, 8, 9, 10, 11, "
+        "12, 13, ...)",
+        "updates that were spikes: 1 (step 5)",
+        "steps left out after a rollback: 3 (step 21, 22, 23)",
+    ]
 
 
 def start(kind, source=None, step=None):

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The run as a whole: what it counts, what it leaves, and where it stops."""
 
+import itertools
 import json
+import pathlib
 import threading
 
+import faults
 import jax
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from midjax import checkpoint
 from midjax.mixture import plan as plan_lib
 from midjax.model import flops
 from midjax.trackers import sink, tools
-from midjax.train import goodput, loop, metrics, prepare, step
+from midjax.train import goodput, guard, loop, prepare, rollback
 
 
 @pytest.fixture(scope="module")
@@ -70,15 +73,91 @@ def test_a_source_too_small_for_its_cap_is_refused_before_the_run(folder):
     assert not (folder / "capped").exists()
 
 
-def test_a_run_that_only_skips_ends_with_an_error(folder):
-    """With an infinite z-loss no gradient is finite: nothing would be trained."""
-    config = tiny.train(folder, "nan", loss=step.Loss(z_loss_weight=float("inf")))
-    with pytest.raises(metrics.DivergedError, match=r"Step 4: .* 4 times in a row.* since step 0"):
+@pytest.fixture(scope="module")
+def bad_batch(folder):
+    """A run whose third batch has a row that is not finite; norms by layer are asked for."""
+    with pytest.MonkeyPatch.context() as patch:
+        faults.corrupt(patch, {3: (5, np.nan)})
+        config = tiny.train(folder, "bad batch", steps=5, layer_norms_every_steps=2)
         loop.run(config)
-    rows = [json.loads(line) for line in (folder / "nan" / "metrics.jsonl").open()]
-    assert [row["skipped"] for row in rows] == [1, 1, 1, 1]
-    *_, last = [json.loads(line) for line in (folder / "nan" / "events.jsonl").open()]
-    assert (last["event"], last["final"], last["skipped_updates"]) == ("goodput", True, 4)
+    return config
+
+
+def read_of(config, name):
+    return [json.loads(line) for line in (pathlib.Path(config.run_dir) / f"{name}.jsonl").open()]
+
+
+def test_one_bad_batch_costs_one_update_and_is_named(folder, bad_batch):
+    assert [row["skipped"] for row in read_of(bad_batch, "metrics")] == [0, 0, 1, 0, 0]
+    facts = checkpoint.read_facts(bad_batch.run_dir, 5)["manifest"]
+    assert facts["adam_count"] == 4 and facts["schedule_count"] == 5
+    (event,) = (e for e in read_of(bad_batch, "events") if e["event"] == "skipped")
+    (named,) = event["rows"]
+    loader = prepare.prepare(tiny.train(folder, "other")).loader
+    *_, (_, row_ids) = itertools.islice(loader.batches(next_row=0, prefetch=0), 3)
+    source, row = row_ids[5].tolist()
+    assert event["step"] == 3 and event["why"] == "loss or gradient not finite"
+    assert (named["source"], named["row"], named["loss"]) == (loader.names[source], row, None)
+    assert named["document"].startswith(named["source"])
+
+
+def test_norms_by_layer_add_up_to_the_norms_of_the_whole(folder, bad_batch):
+    rows, norms = read_of(bad_batch, "metrics"), read_of(bad_batch, "layer_norms")
+    assert [row["step"] for row in norms] == [2, 4]
+    for row in norms:
+        for kind in ("grad", "update", "param"):
+            squares = [x**2 for name, x in row.items() if name.startswith(f"{kind}_norm/")]
+            whole = rows[row["step"] - 1][f"{kind}_norm"]
+            assert sum(squares) == pytest.approx(whole**2, rel=1e-5)
+    # To ask for them changes nothing.
+    assert [row["loss"] for row in rows[:2]] == [r["loss"] for r in read(folder, "metrics")[:2]]
+
+
+def test_ten_bad_batches_in_a_row_end_the_run(folder, monkeypatch):
+    """Nine do not."""
+    faults.corrupt(monkeypatch, dict.fromkeys((*range(2, 11), *range(13, 23)), (0, np.inf)))
+    config = tiny.train(folder, "ten bad", steps=30, max_consecutive_skips=10)
+    with pytest.raises(rollback.DivergedError, match=r"Steps 13 to 22: 10 .* step 12, .*/12\. Ro"):
+        loop.run(config)
+    assert checkpoint.steps(config.run_dir)[-1] == 20
+    with pytest.raises(rollback.DivergedError, match=r"Steps 13 to 22: 10 .* step 12, .*/12\. Ro"):
+        loop.run(config)  # from step 20, in the middle of the ten
+    *_, last = read_of(config, "events")
+    assert (last["event"], last["final"], last["skipped_updates"]) == ("goodput", True, 2)
+
+
+def test_spikes_are_skipped_and_a_resumed_run_knows_the_history(folder, monkeypatch):
+    """Weights below 0 count as none, but make their sum negative: nothing is divided by tokens."""
+    faults.corrupt(monkeypatch, {5: (0, np.nan), 6: (1, -300.0), 10: (1, -300.0)})
+    rule = guard.Spikes(window_steps=6, deviations=20.0, least_history_steps=3)
+    config = tiny.train(folder, "spikes", steps=12, spikes=rule)
+    loop.run(config)
+    arrays = jax.device_get(loop.begin(config).state)
+    rows = read_of(config, "metrics")
+    assert [row["skipped"] for row in rows] == [0, 0, 0, 0, 1, 2, 0, 0, 0, 2, 0, 0]
+    taken = [row["grad_norm"] for row in rows if not row["skipped"]]
+    for row in rows[3:]:
+        before = taken[: sum(not r["skipped"] for r in rows[: row["step"] - 1])][-6:]
+        assert row["grad_norm_median"] == pytest.approx(np.median(before), rel=1e-6)
+    for step in (8, 12):
+        checkpoint.set_aside(config.run_dir, step)
+    loop.run(config)  # from step 4, when the history was just long enough
+    again = jax.device_get(loop.begin(config).state)
+    assert int(again.guard.count) == 9
+    for x, y in zip(jax.tree.leaves(arrays), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_a_new_stage_begins_a_new_history(folder):
+    stages = (0, {"prose": 0.5, "code": 0.5}), (3 * tiny.T * tiny.B, {"prose": 0.1, "code": 0.9})
+    data = tiny.data(folder / "tokens", tiny.mixture(*stages))
+    rule = guard.Spikes(window_steps=9, deviations=99.0, least_history_steps=2)
+    config = tiny.train(folder, "new stage", steps=7, data=data, spikes=rule)
+    loop.run(config)
+    rows = read_of(config, "metrics")
+    known = [row["loss_limit"] is not None for row in rows]
+    assert known == [False, False, True, False, False, True, True]
+    assert int(loop.begin(config).state.guard.count) == 4
 
 
 def test_several_processes_are_refused(folder, monkeypatch):

@@ -7,8 +7,13 @@ import pytest
 import tiny_run as tiny
 
 from midjax.batches import starts
+from midjax.train import guard
 
 TOKENS = pathlib.Path("tokens")
+
+
+def rollback(**kwargs):
+    return guard.Rollback(**({"after_skips": 3, "skip_steps_before": 0, "most": 1} | kwargs))
 
 
 @pytest.mark.parametrize(
@@ -16,7 +21,14 @@ TOKENS = pathlib.Path("tokens")
     [
         ({"steps": 0}, "train_tokens must be positive"),
         ({"microbatches": 3}, "microbatches = 3 does not divide Data.batch_rows = 8"),
-        ({"max_consecutive_skips": -1}, "must be 0 or more"),
+        ({"max_consecutive_skips": 0}, "layer_norms_every_steps must be 1 or more, got 0 and None"),
+        ({"layer_norms_every_steps": 0}, "layer_norms_every_steps must be 1 or more, got 3 and 0"),
+        ({"rollback": rollback(after_skips=4)}, "after_skips = 4 is above Train.max_consecutive_"),
+        # 9 checkpoints, one every 4 updates: the oldest is 32 updates before the newest.
+        (
+            {"rollback": rollback(skip_steps_before=29)},
+            "goes back 33 updates or more, and 9",
+        ),
         ({"data": tiny.data(TOKENS, row_tokens=32)}, "row_tokens = 32 is above the model's cont"),
         ({"run_dir": "gs://bucket/run"}, "local disks only"),
     ],
@@ -33,3 +45,7 @@ def test_smaller_batches_are_computed_in_no_larger_parts(tmp_path):
     )
     assert [config.parts(rows) for rows in (2, 6, 16)] == [1, 2, 4]
     assert tiny.train(tmp_path, microbatches=4).parts(tiny.B) == 4
+
+
+def test_a_rollback_that_the_checkpoints_reach(tmp_path):
+    assert tiny.train(tmp_path, rollback=rollback(skip_steps_before=28)).rollback is not None

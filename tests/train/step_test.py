@@ -9,6 +9,7 @@ import tiny_run as tiny
 
 from midjax.batches import batch as batch_lib
 from midjax.model import hf, transformer
+from midjax.train import guard
 from midjax.train import step as step_lib
 from midjax.train.optimizers import optimizer as optimizer_lib
 
@@ -55,11 +56,11 @@ def batch():
     )  # fmt: skip
 
 
-def make(microbatches=1, model=None, z=Z, optimizer=OPTIMIZER):
+def make(microbatches=1, model=None, z=Z, optimizer=OPTIMIZER, spikes=None):
     chain = optimizer_lib.make(optimizer)
     made = step_lib.make_train_step(
         model or tiny.model(), step_lib.Loss(z_loss_weight=z), chain,
-        lambda count: jnp.float32(LR), sources=3, microbatches=microbatches,
+        lambda count: jnp.float32(LR), sources=3, microbatches=microbatches, spikes=spikes,
     )  # fmt: skip
     return chain, jax.jit(made)
 
@@ -180,6 +181,49 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted():
     healthy, metrics = train_step(after, batch())
     assert int(metrics["skipped"]) == 0 and np.isfinite(float(metrics["loss"]))
     assert int(healthy.opt_state["adam_count"]) == 2
+
+
+def test_the_loss_of_each_row_is_that_of_the_row_alone():
+    """In the order of the rows, whatever the microbatches."""
+    chain, one = make()
+    data = batch()
+    _, metrics = one(begin(chain), data)
+    for k in range(B):
+        alone = tiny.replace(data, weights=data.weights * (np.arange(B) == k)[:, None])
+        _, only = one(begin(chain), alone)
+        assert float(metrics["loss_by_row"][k]) == pytest.approx(float(only["loss"]), rel=1e-5)
+    for microbatches in (2, 4):
+        _, parts = make(microbatches)[1](begin(chain), data)
+        np.testing.assert_allclose(parts["loss_by_row"], metrics["loss_by_row"], rtol=1e-5)
+
+
+def test_a_spike_is_told_by_the_cross_entropy_without_z_loss():
+    rule = guard.Spikes(window_steps=4, deviations=1.0, least_history_steps=2)
+    chain, train_step = make(z=10.0, spikes=rule)
+    state = tiny.replace(begin(chain), guard=guard.fresh(rule))
+    for _ in range(2):
+        state, metrics = train_step(state, batch())
+        assert int(metrics["skipped"]) == 0 and float(metrics["z_loss"]) > 5
+    assert float(state.guard.loss[1]) == float(metrics["loss"]) < 6
+    assert float(state.guard.grad_norm[1]) == float(metrics["grad_norm"])
+    spiky = tiny.replace(state, guard=tiny.replace(state.guard, loss=state.guard.loss / 2))
+    after, metrics = train_step(spiky, batch())
+    assert int(metrics["skipped"]) == guard.SPIKE and int(after.guard.count) == 2
+    assert float(metrics["loss"]) > float(metrics["loss_limit"])
+    assert (int(after.step), int(after.schedule_count)) == (3, 3)
+    kept = lambda s: (s.params, s.opt_state, s.guard)  # noqa: E731
+    for x, y in zip(*map(jax.tree.leaves, (kept(after), kept(spiky))), strict=True):
+        assert (x == y).all()
+
+
+def test_a_step_that_is_left_out_counts_and_changes_nothing_else():
+    chain, _ = make()
+    state = begin(chain)
+    after, metrics = step_lib.leave_out(lambda count: 0.5 + count, 3, state)
+    assert (int(after.step), int(after.schedule_count)) == (1, 1)
+    assert after.params is state.params and after.opt_state is state.opt_state
+    assert int(metrics["skipped"]) == guard.LEFT_OUT and float(metrics["lr"]) == 0.5
+    assert np.isnan(metrics["loss"]) and metrics["weight_by_source"].tolist() == [0, 0, 0]
 
 
 def test_a_batch_without_loss_moves_nothing_but_decay():

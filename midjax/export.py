@@ -13,7 +13,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tokenizers
@@ -62,6 +62,7 @@ class Export:
       tokenizer: folder with tokenizer.json and tokenizer_config.json; copied.
       dtype: of the saved tensors: "float32" or "bfloat16".
       mesh: devices that hold the parameters; the model need not fit one of them.
+      weights: "params", or "ema", the average that a run with `Train.ema` keeps of them.
     """
 
     run: str
@@ -70,6 +71,7 @@ class Export:
     tokenizer: str
     dtype: architecture.Dtype
     mesh: sharding.Mesh
+    weights: Literal["params", "ema"] = "params"
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16"):
@@ -260,7 +262,8 @@ def model_card(
     step = "newest checkpoint" if config.step is None else f"step {config.step}"
     out = ["---", *header, "---", "", f"# {name}", ""]
     kind = f"A language model of type {model_config.family}, trained with midjax"
-    out += [f"{kind} (run `{config.run}`, {step}).", ""]
+    what = ", the moving average of its parameters" if config.weights == "ema" else ""
+    out += [f"{kind} (run `{config.run}`, {step}{what}).", ""]
     out += ["It is a base model: it continues text and was not taught to follow instructions.", ""]
     out += ["## Shape", "", *_bullets(shape), ""]
     if rest:

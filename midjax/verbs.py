@@ -242,19 +242,30 @@ def checkpoint_of(run_dir: str, step: int | None) -> tuple[Any, int, dict[str, A
     return model, step, facts
 
 
-def _params(model: Any, run_dir: str, step: int, mesh: Any) -> Any:
-    """Parameters of a checkpoint on a mesh. Moments are not read."""
+def _params(model: Any, facts: dict[str, Any], root: Any, mesh: Any) -> Any:
+    """The parameters that `root` names, of a checkpoint, or their average. Moments are not read."""
     import jax
+    import jax.numpy as jnp
 
     from midjax import checkpoint
     from midjax.model import sharding, transformer
 
+    run_dir, step, item = root.run, facts["step"], root.weights
+    if not any(name.startswith(f"{item}/") for name in facts["manifest"]["arrays"]):
+        raise checkpoint.CheckpointError(
+            f"{run_dir}, step {step}, holds no average of its parameters, for which weights = "
+            f"{item!r} asks. Only a run with Train.ema keeps one; take weights = 'params'."
+        )
     abstract = transformer.abstract(model)
     shardings = sharding.tree(mesh, transformer.logical_axes(model), abstract)
-    target = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
-    )
-    return checkpoint.restore(run_dir, step, {"params": target})["params"]
+
+    def target(x: Any, s: Any) -> Any:
+        dtype = jnp.float32 if item == "ema" else x.dtype
+        return jax.ShapeDtypeStruct(x.shape, dtype, sharding=s)
+
+    targets = {item: jax.tree.map(target, abstract, shardings)}
+    found = checkpoint.restore(run_dir, step, targets)[item]
+    return jax.tree.map(lambda x, like: x.astype(like.dtype), found, abstract)
 
 
 def average(arguments: list[str]) -> None:
@@ -301,7 +312,7 @@ def evaluate(arguments: list[str]) -> None:
     tokenizer_hash = facts["manifest"]["tokenizer_hash"]
     mesh = sharding.make(root.mesh)
     run.check(root, model, mesh, tokenizer_hash=tokenizer_hash)  # before the parameters are read
-    params = _params(model, root.run, step, mesh)
+    params = _params(model, facts, root, mesh)
     result = run.run(root, model, params, step, mesh, tokenizer_hash=tokenizer_hash)
     where = run.write(result)
     for name, domain in result["domains"].items():
@@ -320,14 +331,18 @@ def export(arguments: list[str]) -> None:
     stages = checkpoint.lineage(root.run, step)
     known = {"said": _said(stages), "tokenizer_hash": facts["manifest"]["tokenizer_hash"]}
     export.check(root, model, **known)  # before the parameters are read
-    params = _params(model, root.run, step, sharding.make(root.mesh))
+    params = _params(model, facts, root, sharding.make(root.mesh))
     evals = {
         place.stem: files.read_json(place)
         for place in sorted((files.path(root.run) / "eval").glob("*.json"))
     }
     lineage = {
         "stages, oldest first": stages,
-        "evals": {name: found for name, found in evals.items() if found["step"] == step},
+        "evals": {
+            name: found
+            for name, found in evals.items()
+            if found["step"] == step and found.get("weights", "params") == root.weights
+        },
     }
     result = export.run(root, model, params, lineage, **known)
     files.write_json(files.path(root.output) / "export.json", dataclasses.asdict(result))

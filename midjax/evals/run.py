@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The verb `eval`: a model's numbers on held-out token folders, written to run/eval/<name>.json.
 
-    {"name", "run", "step", "row_tokens", "context_tokens", "tokenizer_hash",
+    {"name", "run", "step", "weights", "row_tokens", "context_tokens", "tokenizer_hash",
      "domains": {domain: {"bits_per_byte", "nats_per_token", "tokens", "bytes", "documents",
                           "content_hash", "blocks": [{"nats", "bytes"}]}},
      "by_position": {"source", "row_tokens", "documents", "dropped",
@@ -16,7 +16,7 @@ Everything that can be known to be wrong is known before the model runs once.
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import tokenizers
@@ -39,6 +39,7 @@ class Eval:
       name: of the result file.
       run: run directory whose checkpoint is measured.
       step: completed updates of that checkpoint; None is the newest.
+      weights: "params", or "ema", the average that a run with `Train.ema` keeps of them.
       tokens: folder that holds one token folder per source, text the model was not trained on.
       domains: names of the token folders that are scored in bits per byte.
       row_tokens: how much of a document the model sees at once there; the same for every model
@@ -63,6 +64,7 @@ class Eval:
     tokenizer: str
     mesh: sharding.Mesh
     needle: Needles | None = None
+    weights: Literal["params", "ema"] = "params"
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name or self.name.startswith("."):
@@ -132,6 +134,7 @@ def run(
         "name": config.name,
         "run": config.run,
         "step": step,
+        "weights": config.weights,
         "row_tokens": config.row_tokens,
         "context_tokens": model_config.context_tokens,
         "tokenizer_hash": inputs.tokenizer_hash,

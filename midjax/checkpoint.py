@@ -4,6 +4,7 @@
     <run>/checkpoints/<step>/params       model parameters
                             /opt_state    moments mu and nu, Adam's count, the schedule's count
                             /guard        history that spikes are told by, where there is one
+                            /ema          average of the parameters, where one is kept
                             /step         updates done
                             /data         position in the data
                             /manifest     model, learning rate, norms, digests, lineage, versions
@@ -145,6 +146,7 @@ class Store:
         data: Mapping[str, Any],
         facts: Mapping[str, Any],
         guard: Mapping[str, Any] | None = None,
+        ema: Any = None,
     ) -> None:
         """Starts saving and returns; the arrays may be donated afterwards.
 
@@ -155,11 +157,12 @@ class Store:
           data: position in the data, plain JSON; empty where there is none.
           facts: what the manifest says besides norms and digests, plain JSON.
           guard: arrays by name; None saves none.
+          ema: average of the parameters, like `params`; None saves none.
         """
         latest = self._manager.latest_step()
         if latest is not None and step <= latest:
             raise CheckpointError(f"Cannot save step {step}: step {latest} is there already.")
-        arrays = _arrays(params=params, opt_state=opt_state, guard=guard)
+        arrays = _arrays(params=params, opt_state=opt_state, guard=guard, ema=ema)
         known = dict(facts) | {"format": FORMAT, "arrays": trees.describe(arrays)}
         summed = trees.summary(arrays)
 

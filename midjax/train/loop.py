@@ -170,6 +170,7 @@ def _recorder(begun: Begun, journal: log.Journal, trackers: sink.Trackers) -> me
         restarted=own and not prepared.position.changed,
         layers_of=transformer.layers_of(config.model),
         layer_norms_every_steps=config.layer_norms_every_steps,
+        noise_every_steps=config.noise_scale_every_steps,
     )
 
 
@@ -190,6 +191,8 @@ def train_steps(begun: Begun) -> dict[int, Any]:
             microbatches=config.parts(rows),
             spikes=config.spikes,
             layer_norms_every_steps=config.layer_norms_every_steps,
+            noise_every_steps=config.noise_scale_every_steps,
+            ema=config.ema,
         )
         return _jitted(made, begun)
 
@@ -305,7 +308,12 @@ def _save(
 def _items(state: step_lib.TrainState) -> dict[str, Any]:
     """The arrays of a checkpoint, item by item."""
     guard = None if state.guard is None else guard_lib.to_item(state.guard)
-    return {"params": state.params, "opt_state": restore.saved_parts(state), "guard": guard}
+    return {
+        "params": state.params,
+        "opt_state": restore.saved_parts(state),
+        "guard": guard,
+        "ema": state.ema,
+    }
 
 
 def _drawn(prepared: prepare_lib.Prepared, step: int) -> dict[str, dict[str, float | None]]:

@@ -12,7 +12,7 @@ from midjax.batches import batch as batch_lib
 from midjax.batches import loader
 from midjax.mixture import order as order_lib
 from midjax.trackers import sink
-from midjax.train import layer_norms, skips
+from midjax.train import layer_norms, noise, skips
 from midjax.train import speed as speed_lib
 from midjax.train import step as step_lib
 from midjax.train import timeline as timeline_lib
@@ -49,6 +49,9 @@ class Recorder:
         rows/NAME                rows drawn since global row 0, which a kept step does not reset;
                                  times T, the source's tokens so far
         epochs/NAME              epochs drawn, those before the run included
+        noise/...                on the steps of `Train.noise_scale_every_steps`: one measurement
+                                 of "covariance_trace" and "gradient_square", see `noise`, and
+                                 "scale_tokens", of the means since the process began
         perf/...                 speed, utilisation and memory: see `speed.Speed`
 
     Args:
@@ -57,6 +60,7 @@ class Recorder:
       watch: is shown every row.
       restarted: this run goes on from its own checkpoint, with the same mixture.
       layers_of, layer_norms_every_steps: for norms by layer, see `layer_norms.row`.
+      noise_every_steps: see `recipe.Train`.
 
     Attributes:
       watch: see above.
@@ -78,6 +82,7 @@ class Recorder:
         restarted: bool,
         layers_of: Mapping[str, tuple[int, ...]] | None = None,
         layer_norms_every_steps: int | None = None,
+        noise_every_steps: int | None = None,
     ) -> None:
         self._data, self._order, self._journal = data, order, journal
         self._timeline, self._first_row = timeline, first_row
@@ -87,6 +92,7 @@ class Recorder:
         self._stage = order.stage_at(first_row - 1) if restarted and first_row else -1
         self.watch = watch
         self._layers_of, self._every = layers_of or {}, layer_norms_every_steps
+        self._noise, self._noise_every = noise.Running(), noise_every_steps
         self.last: dict[str, Any] = {}
         self.note = ""
 
@@ -143,6 +149,7 @@ class Recorder:
             row[name] = float(values[name])
         row |= {name: float(values[name]) for name in _OPTIONAL if name in values}
         row["skipped"] = int(values["skipped"])
+        row |= self._noise_row(step, values)
         counts, epochs = order.counts(rows_done), order.epochs(rows_done)
         for k, name in enumerate(order.names):
             weight = float(values["weight_by_source"][k])
@@ -152,6 +159,16 @@ class Recorder:
             row[f"rows/{name}"] = int(counts[k])
             row[f"epochs/{name}"] = float(epochs[k])
         return row
+
+    def _noise_row(self, step: int, values: dict[str, Any]) -> dict[str, float | None]:
+        found = values.get("noise")
+        if found is None or not self._noise_every or step % self._noise_every:
+            return {}
+        measured = {name: float(value) for name, value in found.items()}
+        if all(map(math.isfinite, measured.values())):
+            self._noise.add(**measured)
+        named = {f"noise/{name}": value for name, value in measured.items()}
+        return named | {"noise/scale_tokens": self._noise.scale_tokens}
 
     def _asked(self, step: int, first_row: int) -> Any:
         """Shares in force at a batch's first row; an event says when a stage begins."""

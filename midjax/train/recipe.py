@@ -7,7 +7,7 @@ from midjax import checkpoint
 from midjax.batches import loader as loader_lib
 from midjax.model import architecture, sharding
 from midjax.trackers import tools as trackers_lib
-from midjax.train import guard
+from midjax.train import ema, guard
 from midjax.train import start as start_lib
 from midjax.train import step as step_lib
 from midjax.train.optimizers import optimizer as optimizer_lib
@@ -34,6 +34,9 @@ class Train:
       rollback: whether the run goes back instead, and leaves out what came before; None for not.
       layer_norms_every_steps: updates between two rows of `layer_norms.jsonl`: norms of gradients,
         updates and parameters by layer; None for none.
+      noise_scale_every_steps: updates between two measurements of the gradient-noise scale, which
+        compares microbatches with the batch: 2 or more are needed. None for none.
+      ema: the moving average of the parameters that is kept beside them; None for none.
       mesh: devices.
       checkpoint: when to save.
       seed: of fresh parameters.
@@ -65,6 +68,8 @@ class Train:
     spikes: guard.Spikes | None = None
     rollback: guard.Rollback | None = None
     layer_norms_every_steps: int | None = None
+    noise_scale_every_steps: int | None = None
+    ema: ema.Ema | None = None
 
     def __post_init__(self) -> None:
         if "://" in self.run_dir:
@@ -85,6 +90,7 @@ class Train:
                 "Train.max_consecutive_skips and layer_norms_every_steps must be 1 or more, got "
                 f"{self.max_consecutive_skips} and {every}."
             )
+        self._check_noise()
         if self.device_flops_per_second is not None and self.device_flops_per_second <= 0:
             raise ValueError(
                 "Train.device_flops_per_second must be positive (459e12 is a TPU v5p's), got "
@@ -102,8 +108,22 @@ class Train:
     def parts(self, batch_rows: int) -> int:
         """Microbatches of a batch: as few as have no more rows than those of the largest one."""
         most = max(self.data.batch_sizes) // self.microbatches
-        fits = (n for n in range(1, batch_rows + 1) if batch_rows % n == 0)
+        fewest = 1 if self.noise_scale_every_steps is None else 2
+        fits = (n for n in range(fewest, batch_rows + 1) if batch_rows % n == 0)
         return next(n for n in fits if batch_rows // n <= most)
+
+    def _check_noise(self) -> None:
+        every = self.noise_scale_every_steps
+        if every is None:
+            return
+        if every < 1:
+            raise ValueError(f"Train.noise_scale_every_steps must be 1 or more, got {every}.")
+        if self.microbatches < 2 or min(self.data.batch_sizes) < 2:
+            raise ValueError(
+                "Train.noise_scale_every_steps compares microbatches with the batch, and "
+                f"Train.microbatches is {self.microbatches}, the smallest batch "
+                f"{min(self.data.batch_sizes)} rows. Both must be 2 or more."
+            )
 
     def _check_rollback(self, rollback: guard.Rollback) -> None:
         if rollback.after_skips > self.max_consecutive_skips:

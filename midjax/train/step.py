@@ -12,8 +12,9 @@ import optax
 from midjax.batches import batch as batch_lib
 from midjax.model import architecture, moe, transformer
 from midjax.model import loss as model_loss
+from midjax.train import ema as ema_lib
 from midjax.train import guard as guard_lib
-from midjax.train import layer_norms
+from midjax.train import layer_norms, noise
 
 Metrics = dict[str, Any]
 
@@ -30,6 +31,7 @@ class TrainState:
       params: model parameters.
       opt_state: moments and their age, see `optimizers`.
       guard: the history that spikes are told by; None without `Spikes`.
+      ema: the average of the parameters, float32; None without `Ema`.
     """
 
     step: jax.Array
@@ -37,6 +39,7 @@ class TrainState:
     params: Any
     opt_state: Any
     guard: guard_lib.State | None = None
+    ema: Any = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,26 +122,29 @@ def _summed(
     params: Any,
     batch: batch_lib.Batch,
     microbatches: int,
-) -> tuple[Any, jax.Array]:
+    of_part: Callable[[Any], Any],
+) -> tuple[Any, jax.Array, Any]:
     """`of_rows(params, rows)`: (sums over the microbatches, a number for each row of the batch).
 
-    Microbatch m takes the rows m, m + M, ...: every device keeps its own.
+    Microbatch m takes the rows m, m + M, ...: every device keeps its own. Third comes `of_part` of
+    the sums of each microbatch, stacked.
     """
     if microbatches == 1:
-        return of_rows(params, batch)
+        sums, by_row = of_rows(params, batch)
+        return sums, by_row, jax.tree.map(lambda x: x[None], of_part(sums))
 
     def split(x: jax.Array) -> jax.Array:
         return x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1)
 
-    def accumulate(carry: Any, rows: batch_lib.Batch) -> tuple[Any, jax.Array]:
+    def accumulate(carry: Any, rows: batch_lib.Batch) -> tuple[Any, tuple[jax.Array, Any]]:
         sums, by_row = of_rows(params, rows)
-        return jax.tree.map(jnp.add, carry, sums), by_row
+        return jax.tree.map(jnp.add, carry, sums), (by_row, of_part(sums))
 
     parts = jax.tree.map(split, batch)
     shapes, _ = jax.eval_shape(of_rows, params, jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    summed, by_row = jax.lax.scan(accumulate, zeros, parts)
-    return summed, by_row.swapaxes(0, 1).reshape(-1)
+    summed, (by_row, of_parts) = jax.lax.scan(accumulate, zeros, parts)
+    return summed, by_row.swapaxes(0, 1).reshape(-1), of_parts
 
 
 def _router_losses(experts: architecture.Experts, routers: moe.Aux) -> tuple[jax.Array, jax.Array]:
@@ -168,6 +174,8 @@ def make_train_step(
     microbatches: int,
     spikes: guard_lib.Spikes | None = None,
     layer_norms_every_steps: int | None = None,
+    noise_every_steps: int | None = None,
+    ema: ema_lib.Ema | None = None,
 ) -> Callable[[TrainState, batch_lib.Batch], tuple[TrainState, Metrics]]:
     """Builds the pure train step; the caller jits it.
 
@@ -177,7 +185,9 @@ def make_train_step(
     square, which moments hold, is a term of the norm's.
     """
 
-    def gradients(params: Any, batch: batch_lib.Batch) -> tuple[Any, dict[str, Any], jax.Array]:
+    def gradients(
+        params: Any, batch: batch_lib.Batch, noise_is_due: jax.Array
+    ) -> tuple[Any, dict[str, Any], jax.Array, Any]:
         weight = jnp.maximum(batch.weights.sum(), 1.0)
         tokens = jnp.maximum((batch.segments > 0).sum(), 1)
         of_objective = jax.grad(
@@ -189,11 +199,19 @@ def make_train_step(
             grads, (sums, by_row) = of_objective(params, rows)
             return (grads, sums), by_row
 
-        (grads, sums), by_row = _summed(of_rows, params, batch, microbatches)
-        return grads, sums, by_row
+        def of_part(part: Any) -> Any:
+            if not noise_every_steps:
+                return {}
+            grads, sums = part
+            square = jax.lax.cond(noise_is_due, _square, lambda _: jnp.float32(0), grads)
+            return {"square": square, "weight": sums["weight_by_source"].sum()}
+
+        (grads, sums), by_row, parts = _summed(of_rows, params, batch, microbatches, of_part)
+        return grads, sums, by_row, parts
 
     def train_step(state: TrainState, batch: batch_lib.Batch) -> tuple[TrainState, Metrics]:
-        grads, sums, loss_by_row = gradients(state.params, batch)
+        noise_is_due = (state.step + 1) % (noise_every_steps or 1) == 0
+        grads, sums, loss_by_row, parts = gradients(state.params, batch, noise_is_due)
         weight = sums["weight_by_source"].sum()
         mean_loss = sums["nll"] / jnp.maximum(weight, 1.0)
         grad_norm = optax.tree.norm(grads)
@@ -227,18 +245,36 @@ def make_train_step(
                 (state.step + 1) % layer_norms_every_steps == 0,
                 {"grad": grads, "update": updates, "param": params},
             )
+        if noise_every_steps:
+            metrics["noise"] = _noise(parts, grad_norm, weight)
         if model.experts is not None:
             metrics |= _router_metrics(model.experts, sums["routers"])
+        average = state.ema
+        if ema is not None:
+            average = ema_lib.update(ema, average, params, why == guard_lib.APPLIED)
         after = TrainState(
             step=state.step + 1,
             schedule_count=state.schedule_count + 1,
             params=params,
             opt_state=opt_state,
             guard=history,
+            ema=average,
         )
         return after, metrics
 
     return train_step
+
+
+def _square(tree: Any) -> jax.Array:
+    return jnp.square(optax.tree.norm(tree)).astype(jnp.float32)
+
+
+def _noise(parts: dict[str, Any], grad_norm: jax.Array, weight: jax.Array) -> dict[str, jax.Array]:
+    """`noise.estimate` of microbatches whose gradients are shares of the whole batch's mean."""
+    own = jnp.square(weight / jnp.maximum(parts["weight"], 1.0))
+    return noise.estimate(
+        own * parts["square"], parts["weight"], jnp.square(grad_norm), jnp.maximum(weight, 1.0)
+    )
 
 
 def leave_out(

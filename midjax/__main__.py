@@ -218,7 +218,12 @@ that runs dry. It needs the token folders, and the checkpoint that Start names.
 
 The learning rates of a recipe of `train`: a table of steps, tokens and rates where they turn and
 every 5 %, and a plot, RUN_DIR/schedule.svg. Rates that come from a checkpoint are read from it;
-neither data nor devices are touched.""",
+neither data nor devices are touched.
+
+  midjax show lineage --run=build/demo/midtrain [--step=N]
+
+Every stage that a checkpoint comes from, since pretraining, as its manifest tells it: hashes of
+checkpoints and recipes, mixtures, learning rates, tokens by source.""",
     ),
 }
 

@@ -8,12 +8,12 @@ import grain
 import jax
 
 import midjax
-from midjax import checkpoint, compilation, log
+from midjax import checkpoint, compilation, lineage, log
 from midjax.batches import loader as loader_lib
 from midjax.model import context, sharding
 from midjax.trackers import sink
 from midjax.trackers import tools as trackers_lib
-from midjax.train import announce, goodput, recipe, restore, sessions, speed
+from midjax.train import announce, goodput, placement, recipe, restore, sessions, speed
 from midjax.train import metrics as metrics_lib
 from midjax.train import prepare as prepare_lib
 from midjax.train import start as start_lib
@@ -60,6 +60,7 @@ def begin(config: recipe.Train, watch: goodput.Stopwatch | None = None) -> Begun
         try:
             prepared = prepare_lib.prepare(config)
             mesh = sharding.make(config.mesh)
+            placement.check(mesh, config.state_memory)
             for rows in set(prepared.timeline.sizes().values()):
                 part = (rows // config.parts(rows),)
                 sharding.check_divides("A microbatch", part, ("batch",), mesh.shape)
@@ -159,7 +160,8 @@ def train_steps(begun: Begun) -> dict[int, Any]:
             sources=len(prepared.loader.names),
             microbatches=config.parts(rows),
         )
-        return jax.jit(made, donate_argnums=0, out_shardings=shardings)
+        near = placement.near(made, shardings[0])
+        return jax.jit(near, donate_argnums=0, out_shardings=shardings)
 
     return {rows: jitted(rows) for rows in set(prepared.timeline.sizes().values())}
 
@@ -218,30 +220,42 @@ def _save(
     step: int,
     state: step_lib.TrainState,
 ) -> None:
-    origin = prepared.origin
     parts = restore.saved_parts(state)
     count = int(state.schedule_count)
-    own = origin.kind == "own"
+    data = _data_item(prepared, step)
     facts = {
         "step": step,
         "tokens": prepared.timeline.tokens(step),
         "adam_count": int(parts["adam_count"]),
         "schedule_count": count,
-        # "last" was used by the newest update, "next" would be used by another one.
-        "lr": {"last": prepared.lr(max(count - 1, 0)), "next": prepared.lr(count)},
+        # "first" and "last" were used by the run's first and newest update, "next" would be used by
+        # another one.
+        "lr": {
+            "first": _first_lr(prepared),
+            "last": prepared.lr(max(count - 1, 0)),
+            "next": prepared.lr(count),
+            "jump": prepared.lr_jump,
+        },
         "peak_lr": prepared.schedule.peak_lr,
         "schedule": prepared.schedule.facts() | {"factor": prepared.schedule.factor(count)},
         "model": dataclasses.asdict(prepared.config.model),
         "tokenizer_hash": prepared.opened.tokenizer_hash,
         "mixtures": prepared.mixtures,
         "sources": _drawn(prepared, step),
-        "parent": origin.manifest["parent"]
-        if own
-        else {"run": origin.run, "step": origin.step, "huggingface": origin.huggingface},
         "versions": {"jax": jax.__version__, "grain": grain.__version__},
     }
-    data = _data_item(prepared, step)
+    run_dir = prepared.config.run_dir
+    recipe = lineage.recipe_of(run_dir)
+    own = lineage.stage(run_dir, step, data=data, facts=facts, recipe=recipe)
+    facts["lineage"] = lineage.extended(prepared.origin.ancestors, own)
     store.save(step, params=state.params, opt_state=parts, data=data, facts=facts)
+
+
+def _first_lr(prepared: prepare_lib.Prepared) -> float | None:
+    """Learning rate of the run's first update; None where an older checkpoint does not tell it."""
+    if prepared.origin.kind == "own":
+        return prepared.origin.manifest["lr"].get("first")
+    return prepared.lr(prepared.schedule_count)
 
 
 def _drawn(prepared: prepare_lib.Prepared, step: int) -> dict[str, dict[str, float | None]]:

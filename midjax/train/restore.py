@@ -5,6 +5,7 @@ prepare.Prepared + mesh --first_state--> TrainState
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 
 from midjax import checkpoint, trees
 from midjax.model import hf, sharding, transformer
+from midjax.train import placement
 from midjax.train import prepare as prepare_lib
 from midjax.train import start as start_lib
 from midjax.train import step as step_lib
@@ -20,6 +22,7 @@ from midjax.train.optimizers import optimizer as optimizer_lib
 
 # Two sums of the same squares, in another order on another mesh.
 NORM_TOLERANCE = 1e-4
+_COUNT = "opt_state/adam_count"
 
 
 def first_state(prepared: prepare_lib.Prepared, mesh: jax.sharding.Mesh) -> step_lib.TrainState:
@@ -40,7 +43,13 @@ def first_state(prepared: prepare_lib.Prepared, mesh: jax.sharding.Mesh) -> step
 
     with jax.set_mesh(mesh):
         if origin.run is not None:
-            return _restored(origin, abstract, init_opt, count, prepared.schedule_count)
+            params, opt_state = _restored(prepared, abstract, init_opt)
+            return step_lib.TrainState(
+                step=count(prepared.first_step),
+                schedule_count=count(prepared.schedule_count),
+                params=params,
+                opt_state=opt_state,
+            )
         if origin.huggingface is not None:
             _, params = hf.load(origin.huggingface, targets=abstract.params)
         else:
@@ -69,12 +78,13 @@ def abstract_state(prepared: prepare_lib.Prepared, mesh: jax.sharding.Mesh) -> s
         )
 
     number: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
-    return step_lib.TrainState(
+    state = step_lib.TrainState(
         step=number,
         schedule_count=number,
         params=with_shardings(shapes, param_shardings),
         opt_state=with_shardings(opt_shapes, opt_shardings),
     )
+    return placement.placed(state, prepared.config.state_sharding, prepared.config.state_memory)
 
 
 def saved_parts(state: step_lib.TrainState) -> dict[str, Any]:
@@ -83,51 +93,70 @@ def saved_parts(state: step_lib.TrainState) -> dict[str, Any]:
 
 
 def _restored(
-    origin: start_lib.Origin,
-    abstract: step_lib.TrainState,
-    init_opt: Any,
-    count: Any,
-    schedule_count: int,
-) -> step_lib.TrainState:
+    prepared: prepare_lib.Prepared, abstract: step_lib.TrainState, init_opt: Any
+) -> tuple[Any, Any]:
+    """(parameters, optimizer state): what is kept as it was saved, the rest new."""
+    origin, moments = prepared.origin, prepared.taken.moments
     assert origin.run is not None and origin.step is not None
+    wanted = dict(trees.named_leaves({"opt_state": optimizer_lib.to_parts(abstract.opt_state)}))
+    kept: tuple[str, ...] = moments.kept if moments else ()
+    if moments and moments.count_kept:
+        kept = (*kept, _COUNT)
     targets = {"params": abstract.params}
-    if "moments" in origin.parts:
-        targets["opt_state"] = saved_parts(abstract)
-    restored = checkpoint.restore(origin.run, origin.step, targets)
-    if "moments" in origin.parts:
-        opt_state = optimizer_lib.from_parts(abstract.opt_state, restored["opt_state"])
-    else:
-        opt_state = init_opt(restored["params"])
-    state = step_lib.TrainState(
-        step=count(origin.step if "step" in origin.parts else 0),
-        schedule_count=count(schedule_count),
-        params=restored["params"],
-        opt_state=opt_state,
+    targets |= trees.nested({name: wanted[name] for name in kept})
+    saved = origin.manifest["arrays"]
+    found = checkpoint.restore(
+        origin.run,
+        origin.step,
+        trees.as_saved(saved, targets),  # digests and norms are of that dtype
+        unused=[name for name in saved if name.startswith("opt_state/") and name not in kept],
     )
-    prove(origin, state)
-    return state
+    prove(origin, found)
+    found = trees.cast(found, targets)
+    if not kept:
+        return found["params"], init_opt(found["params"])
+    rest = {name: target for name, target in wanted.items() if name not in kept}
+    zeros = jax.jit(
+        lambda: {name: jnp.zeros(target.shape, target.dtype) for name, target in rest.items()},
+        out_shardings={name: target.sharding for name, target in rest.items()},
+    )
+    whole = trees.nested(zeros() | dict(trees.named_leaves({"opt_state": found["opt_state"]})))
+    return found["params"], optimizer_lib.from_parts(abstract.opt_state, whole["opt_state"])
 
 
-def prove(origin: start_lib.Origin, state: step_lib.TrainState) -> None:
+def prove(origin: start_lib.Origin, restored: Mapping[str, Any]) -> None:
     """Compares the norms of what was to be kept with those in the source's manifest.
+
+    Args:
+      origin: the checkpoint.
+      restored: its items, in the dtypes in which they were saved.
 
     Raises:
       StartError: a restore that did nothing, or the wrong thing.
     """
-    parts = optimizer_lib.to_parts(state.opt_state)
-    arrays = {"params": state.params}
-    if "moments" in origin.parts:
-        arrays["opt_state"] = parts
-    saved = origin.manifest["norms"]
-    for name, norm in trees.norms(arrays).items():
+    saved, whole = origin.manifest["norms"], _whole(origin.manifest["arrays"], restored)
+    for name, norm in trees.norms(whole).items():
         if not np.isclose(norm, saved[name], rtol=NORM_TOLERANCE, atol=0.0):
             raise start_lib.StartError(
                 f"After restoring {origin.run}, step {origin.step}, the norm of {name} is "
                 f"{norm:.8g} and was {saved[name]:.8g} when saved: the restore did not arrive. "
                 "Nothing was trained."
             )
-    if "adam_count" in origin.parts and int(parts["adam_count"]) != origin.manifest["adam_count"]:
+    if "adam_count" not in restored.get("opt_state", {}):
+        return
+    count, was = int(restored["opt_state"]["adam_count"]), origin.manifest["adam_count"]
+    if count != was:
         raise start_lib.StartError(
-            f"After restoring {origin.run}, Adam's count is {int(parts['adam_count'])} and was "
-            f"{origin.manifest['adam_count']} when saved."
+            f"After restoring {origin.run}, Adam's count is {count} and was {was} when saved."
         )
+
+
+def _whole(saved: Mapping[str, str], restored: Mapping[str, Any]) -> dict[str, Any]:
+    """`restored` without the kinds of moments of which only a part was kept: norms are of all."""
+    there = trees.describe(dict(restored))
+    moments = {
+        kind: tree
+        for kind, tree in restored.get("opt_state", {}).get("moments", {}).items()
+        if all(name in there for name in saved if name.startswith(f"opt_state/moments/{kind}/"))
+    }
+    return {"params": restored["params"], "opt_state": {"moments": moments}}

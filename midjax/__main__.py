@@ -139,12 +139,13 @@ Writes Train.run_dir: config.json, config.gin, metrics.jsonl (a row per update),
 checkpoints/<step>/. If that folder holds a checkpoint of this run, the newest whole one is
 resumed, whatever Start says (damaged ones are set aside, and it says so); otherwise Start says
 what the run begins from. The recipe must be the one that the run began with, but for run_dir,
-mesh, microbatches, checkpoint, compilation_cache, trackers, device_flops_per_second, model.remat
-and model.loss_chunk_tokens, and for the mixture: one that changed is a new stage from the next row
-on, and each source goes on where it was. With more train_tokens, and phases appended to its
-schedule, the run is extended, where every update that was done keeps its rate. Where
-Train.compilation_cache, or the variable JAX_COMPILATION_CACHE_DIR, names a folder, later runs find
-their programs compiled. Ends with where the time of all its processes went.""",
+mesh, state_sharding, state_memory, microbatches, checkpoint, compilation_cache, trackers,
+device_flops_per_second, optimizer.clip_norm, model.remat and model.loss_chunk_tokens, and for the
+mixture: one that changed is a new stage from the next row on, and each source goes on where it was.
+With more train_tokens, and phases appended to its schedule, the run is extended, where every update
+that was done keeps its rate. Where Train.compilation_cache, or the variable
+JAX_COMPILATION_CACHE_DIR, names a folder, later runs find their programs compiled. Ends with where
+the time of all its processes went.""",
     ),
     "branch": Verb(
         verbs.branch,

@@ -67,7 +67,7 @@ def test_every_stage_is_told_and_its_tokens_are_summed(three):
     for stage in stages:
         file = manifest_file(stage["run"], stage["step"])
         assert stage["hash"] == json.loads(file.read_text())["seal"]
-        assert stage["learning rate"] == {"first": 0.5, "last": 0.25}
+        assert stage["learning rate"] == {"first": 0.5, "last": 0.25, "jump": None}
     recipe = (folder / "a" / "config.json").read_bytes()
     assert stages[0]["recipe"] == {
         "path": str(folder / "a" / "config.json"),
@@ -134,7 +134,7 @@ def test_older_checkpoints_are_looked_up(three):
     assert imported == {"imported from": {"format": "other"}}
     for found, want in ((first, stages[0]), (second, stages[1])):
         assert found["tokens by source"] == want["tokens by source"]
-        assert found["learning rate"] == {"first": None, "last": 0.25}
+        assert found["learning rate"] == {"first": None, "last": 0.25, "jump": None}
         seal = json.loads(manifest_file(found["run"], found["step"]).read_text())["seal"]
         assert found["hash"] == seal
     assert second["tokens by source in all"] == {"code": 20, "maths": 50, "web": 90}

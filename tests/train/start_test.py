@@ -108,7 +108,7 @@ def test_a_bug_or_a_full_memory_sets_nothing_aside(tmp_path, monkeypatch):
     loop.run(config)
     for error in (MemoryError("no room"), PermissionError("no"), checkpoint.CheckpointError("net")):
 
-        def fails(*_, error=error):
+        def fails(*_, error=error, **__):
             raise error
 
         monkeypatch.setattr(checkpoint, "restore", fails)

@@ -143,9 +143,10 @@ Writes Train.run_dir: config.json, config.gin, metrics.jsonl (a row per update),
 checkpoints/<step>/; layer_norms.jsonl if asked; skipped_steps.json after a rollback. If that folder
 holds a checkpoint of this run, the newest whole one is resumed, whatever Start says (damaged ones
 are set aside, and it says so); otherwise Start says what the run begins from. The recipe must be
-the one that the run began with, but for run_dir, mesh, microbatches, checkpoint, compilation_cache,
-trackers, device_flops_per_second, model.remat and model.loss_chunk_tokens, for how it is guarded
-(spikes, rollback, max_consecutive_skips, layer_norms_every_steps), and for batch sizes and the
+the one that the run began with, but for run_dir, mesh, state_sharding, state_memory, microbatches,
+checkpoint, compilation_cache, trackers, device_flops_per_second, optimizer.clip_norm, ema,
+model.remat and model.loss_chunk_tokens, for how it is guarded and measured (spikes, rollback,
+max_consecutive_skips, layer_norms_every_steps, noise_scale_every_steps), for batch sizes and the
 mixture: one that changed is a new stage from the next row on, and each source goes on where it was.
 With more train_tokens, and phases appended to its schedule, the run is extended, where every update
 that was done keeps its rate. Where Train.compilation_cache, or the variable
@@ -224,7 +225,12 @@ that runs dry. It needs the token folders, and the checkpoint that Start names.
 
 The learning rates of a recipe of `train`: a table of steps, tokens and rates where they turn and
 every 5 %, and a plot, RUN_DIR/schedule.svg. Rates that come from a checkpoint are read from it;
-neither data nor devices are touched.""",
+neither data nor devices are touched.
+
+  midjax show lineage --run=build/demo/midtrain [--step=N]
+
+Every stage that a checkpoint comes from, since pretraining, as its manifest tells it: hashes of
+checkpoints and recipes, mixtures, learning rates, tokens by source.""",
     ),
 }
 

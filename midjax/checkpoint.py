@@ -25,7 +25,8 @@ from orbax.checkpoint import checkpoint_managers
 
 from midjax import files, trees
 
-FORMAT = 3  # 2 had no history of mixtures; 1 had no seal and no list of arrays
+FORMAT = 4
+READABLE = (3, 4)  # 3 names the parent alone; 2 has no mixtures; 1 no seal, no list of arrays
 
 
 # Words in TensorStore's errors that speak of the way to the files, not of the files.
@@ -231,9 +232,10 @@ def read_facts(run_dir: str, step: int) -> dict[str, Any]:
     found = manifest.get("format")
     if not isinstance(found, int) or ("seal" in manifest and not sealed):
         raise DamagedError(run_dir, step, "step, data or manifest is not what was saved")
-    if found != FORMAT:
+    if found not in READABLE:
         raise CheckpointError(
-            f"{run_dir}, step {step}: checkpoint format {found}, this midjax reads {FORMAT}."
+            f"{run_dir}, step {step}: checkpoint format {found}, this midjax reads "
+            f"{' and '.join(map(str, READABLE))}."
         )
     if not sealed:
         raise DamagedError(run_dir, step, "step, data or manifest is not what was saved")
@@ -246,57 +248,25 @@ def _seal(step: Any, data: Mapping[str, Any], manifest: Mapping[str, Any]) -> st
     return files.sha256(json.dumps([step, data, rest], sort_keys=True).encode())
 
 
-def lineage(run_dir: str, step: int) -> list[dict[str, Any]]:
-    """Where a checkpoint comes from, oldest first: run, step and tokens drawn per source.
-
-    Ends early, with the name alone, at a parent whose checkpoint is gone or cannot be read.
-    """
-    found: list[dict[str, Any]] = []
-    place: tuple[str, int] | None = (run_dir, step)
-    while place:
-        run, at = place
-        found.insert(0, {"run": run, "step": at})
-        place = None
-        if at not in steps(run):
-            break
-        try:
-            facts = read_facts(run, at)
-        except CheckpointError:
-            if (run, at) == (run_dir, step):
-                raise
-            break
-        data, parent = facts["data"], facts["manifest"]["parent"]
-        if data:
-            found[0]["tokens by source"] = {
-                name: (rows - data["begun_rows"].get(name, 0)) * data["row_tokens"]
-                for name, rows in data["drawn_rows"].items()
-            }
-        if parent.get("imported"):
-            found.insert(0, {"imported from": parent["imported"]})
-        elif parent.get("averaged"):
-            found.insert(0, {"average of": parent["averaged"]})
-        elif parent["huggingface"]:
-            found.insert(0, {"Hugging Face folder": parent["huggingface"]})
-        elif parent["run"]:
-            place = (parent["run"], parent["step"])
-    return found
-
-
-def restore(run_dir: str, step: int, targets: Mapping[str, Any]) -> dict[str, Any]:
+def restore(
+    run_dir: str, step: int, targets: Mapping[str, Any], *, unused: Collection[str] = ()
+) -> dict[str, Any]:
     """Reads items of one checkpoint onto devices and verifies every array's digest.
 
     Args:
       run_dir: run directory.
       step: which checkpoint.
-      targets: item ("params", "opt_state", "guard") -> tree of `ShapeDtypeStruct` with shardings.
-        An item that is not asked for is not read.
+      targets: item ("params", "opt_state", "guard", "ema") -> tree of `ShapeDtypeStruct` with
+        shardings. An item that is not asked for is not read.
+      unused: arrays of these items that are not to be read, as "opt_state/moments/nu/embed".
 
     Raises:
       DamagedError: unreadable, or its content is not what was saved.
       CheckpointError: another shape, dtype or set of arrays; files that cannot be reached.
     """
     saved = read_facts(run_dir, step)["manifest"]
-    if wrong := trees.mismatches(saved["arrays"], targets):
+    wanted = {name: what for name, what in saved["arrays"].items() if name not in set(unused)}
+    if wrong := trees.mismatches(wanted, targets):
         raise CheckpointError(f"{run_dir}, step {step}, does not fit: {trees.listed(wrong)}.")
     args = ocp.args
     with ocp.CheckpointManager(
@@ -308,7 +278,14 @@ def restore(run_dir: str, step: int, targets: Mapping[str, Any]) -> dict[str, An
             found = manager.restore(
                 step,
                 args=args.Composite(
-                    **{name: args.StandardRestore(tree) for name, tree in targets.items()}
+                    **{
+                        name: args.PyTreeRestore(
+                            item=tree,
+                            restore_args=ocp.checkpoint_utils.construct_restore_args(tree),
+                            partial_restore=True,
+                        )
+                        for name, tree in targets.items()
+                    }
                 ),
             )
         except (ValueError, KeyError, AttributeError, TypeError, FileNotFoundError) as error:
@@ -317,6 +294,9 @@ def restore(run_dir: str, step: int, targets: Mapping[str, Any]) -> dict[str, An
                 raise CheckpointError(f"{run_dir}, step {step}: {what}") from error
             raise DamagedError(run_dir, step, what) from error
     restored = {name: found[name] for name in targets}
+    for name, leaf in trees.named_leaves(restored):
+        if not isinstance(leaf, jax.Array):  # Orbax hands the target back, in silence
+            raise DamagedError(run_dir, step, f"{name} is not in the files")
     digest_of = saved["digests"]
     if changed := [
         k for k, digest in trees.digests(restored).items() if digest_of.get(k) != digest

@@ -34,6 +34,60 @@ def mismatches(saved: Mapping[str, str], targets: Mapping[str, Any]) -> list[str
     ]
 
 
+def as_saved(saved: Mapping[str, str], targets: Mapping[str, Any]) -> dict[str, Any]:
+    """`targets` with the dtypes of a manifest's arrays, where both are floating point numbers."""
+
+    def one(path: Any, target: Any) -> Any:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        dtype = saved.get(name, "").partition("[")[0]
+        if not dtype or not (_is_float(dtype) and _is_float(target.dtype)):
+            return target
+        return jax.ShapeDtypeStruct(target.shape, jnp.dtype(dtype), sharding=target.sharding)
+
+    return jax.tree_util.tree_map_with_path(one, dict(targets))
+
+
+def _is_float(dtype: Any) -> bool:
+    return bool(jnp.issubdtype(jnp.dtype(dtype), jnp.floating))
+
+
+def casts(saved: Mapping[str, str], targets: Mapping[str, Any]) -> dict[str, str]:
+    """Path -> "float32 -> bfloat16", of arrays that a manifest and `targets` have in two dtypes."""
+    found = {}
+    for name, leaf in named_leaves(dict(targets)):
+        theirs, ours = saved.get(name, "").partition("[")[0], str(leaf.dtype)
+        if theirs and theirs != ours:
+            found[name] = f"{theirs} -> {ours}"
+    return found
+
+
+def grouped(found: Mapping[str, str]) -> list[str]:
+    """Sentences such as "float32 -> bfloat16: 12 arrays, first params/embed"."""
+    groups: dict[str, list[str]] = {}
+    for name, what in found.items():
+        groups.setdefault(what, []).append(name)
+    return [f"{what}: {len(names)} arrays, first {names[0]}" for what, names in groups.items()]
+
+
+def cast(arrays: Any, targets: Any) -> Any:
+    """Arrays in the dtypes and shardings of `targets`, one at a time.
+
+    Each array that changes is given up before the next is made: beside the tree there is never
+    more than one array twice.
+    """
+
+    def one(array: jax.Array, target: Any) -> jax.Array:
+        if array.dtype == target.dtype:
+            return array
+        change = jax.jit(lambda x: near(x).astype(target.dtype), out_shardings=target.sharding)
+        made = change(array)
+        made.block_until_ready()
+        array.delete()
+        return made
+
+    return jax.tree.map(one, arrays, targets)
+
+
 def listed(wrong: list[str]) -> str:
     """The first of many findings, for a message."""
     rest = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
@@ -89,7 +143,7 @@ def _normed(arrays: Mapping[str, Any]) -> dict[str, Any]:
 @jax.jit
 def _norms(trees: dict[str, Any]) -> dict[str, jax.Array]:
     return {
-        name: optax.tree.norm(jax.tree.map(lambda x: x.astype(jnp.float32), tree))
+        name: optax.tree.norm(jax.tree.map(lambda x: near(x).astype(jnp.float32), tree))
         for name, tree in trees.items()
     }
 
@@ -100,11 +154,16 @@ def _plain_norms(found: dict[str, jax.Array]) -> dict[str, float]:
 
 @jax.jit
 def _digests(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return {name: _digest(leaf) for name, leaf in leaves.items()}
+    return {name: _digest(near(leaf)) for name, leaf in leaves.items()}
 
 
 def _plain_digests(found: dict[str, jax.Array]) -> dict[str, str]:
     return {name: f"{int(digest):08x}" for name, digest in jax.device_get(found).items()}
+
+
+def near(x: jax.Array) -> jax.Array:
+    """In the device's memory: what lies in the host's cannot be computed with."""
+    return jax.device_put(x, jax.memory.Space.Device)
 
 
 def _digest(x: jax.Array) -> jax.Array:

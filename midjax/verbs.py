@@ -28,8 +28,11 @@ def show(arguments: list[str]) -> None:
     if arguments[:1] == ["schedule"]:
         _show_schedule(arguments[1:])
         return
+    if arguments[:1] == ["lineage"]:
+        _show_lineage(arguments[1:])
+        return
     if not arguments or arguments[0] not in config.ROOTS:
-        known = ", ".join([*config.ROOTS, "mixture", "schedule"])
+        known = ", ".join([*config.ROOTS, "mixture", "schedule", "lineage"])
         raise ValueError(f"show needs one of {known}, and its --gin_file=RECIPE")
     print(config.show(_load(arguments[0], arguments[1:])))
 
@@ -70,6 +73,21 @@ def _show_schedule(arguments: list[str]) -> None:
     print(f"plot: {where}")
 
 
+def _show_lineage(arguments: list[str]) -> None:
+    """The stages of a run's checkpoint, since pretraining."""
+    given = dict(argument.partition("=")[::2] for argument in arguments)
+    step = given.get("--step")
+    if not given.get("--run") or given.keys() - {"--run", "--step"} or not (step or "0").isdigit():
+        raise ValueError(
+            f"show lineage takes --run=DIR and, for another than the newest checkpoint, --step=N; "
+            f"got {arguments}"
+        )
+    from midjax import lineage
+
+    at = _chosen(given["--run"], None if step is None else int(step))
+    print(lineage.text(lineage.of(given["--run"], at)))
+
+
 def tokenize(arguments: list[str]) -> None:
     root = _load("tokenize", arguments)
     from midjax import config
@@ -83,9 +101,12 @@ def tokenize(arguments: list[str]) -> None:
 LOOSE_WHEN_RESUMING = (
     "run_dir",
     "mesh",
+    "state_sharding",
+    "state_memory",
     "microbatches",
     "checkpoint",
     "compilation_cache",
+    "optimizer.clip_norm",
     "model.remat",
     "model.loss_chunk_tokens",
     # What changes in them is a new stage from here on, or is refused: see train/continuity.py.
@@ -102,6 +123,8 @@ LOOSE_WHEN_RESUMING = (
     "spikes",
     "rollback",
     "layer_norms_every_steps",
+    "noise_scale_every_steps",
+    "ema",
 )
 
 # What a job may change that has begun already: another mixture or batch is another job.
@@ -230,16 +253,23 @@ def checkpoint_of(run_dir: str, step: int | None) -> tuple[Any, int, dict[str, A
     from midjax import checkpoint, config
     from midjax.model import architecture
 
+    step = _chosen(run_dir, step)
+    facts = checkpoint.read_facts(run_dir, step)
+    model = config.from_plain(architecture.TransformerConfig, facts["manifest"]["model"])
+    return model, step, facts
+
+
+def _chosen(run_dir: str, step: int | None) -> int:
+    """The step asked for, which must be there, or the newest."""
+    from midjax import checkpoint
+
     found = checkpoint.steps(run_dir)
     if not found or (step is not None and step not in found):
         raise checkpoint.CheckpointError(
             f"{run_dir} holds the checkpoints {found}, asked for "
             f"{'the newest' if step is None else step}. Train it first."
         )
-    step = found[-1] if step is None else step
-    facts = checkpoint.read_facts(run_dir, step)
-    model = config.from_plain(architecture.TransformerConfig, facts["manifest"]["model"])
-    return model, step, facts
+    return found[-1] if step is None else step
 
 
 def _params(model: Any, facts: dict[str, Any], root: Any, mesh: Any) -> Any:
@@ -323,12 +353,12 @@ def evaluate(arguments: list[str]) -> None:
 
 def export(arguments: list[str]) -> None:
     root = _load("export", arguments)
-    from midjax import checkpoint, export, files, log
+    from midjax import export, files, lineage, log
     from midjax.model import sharding
 
     model, step, facts = checkpoint_of(root.run, root.step)
     root = dataclasses.replace(root, step=step)
-    stages = checkpoint.lineage(root.run, step)
+    stages = lineage.of(root.run, step)
     known = {"said": _said(stages), "tokenizer_hash": facts["manifest"]["tokenizer_hash"]}
     export.check(root, model, **known)  # before the parameters are read
     params = _params(model, facts, root, sharding.make(root.mesh))
@@ -336,15 +366,15 @@ def export(arguments: list[str]) -> None:
         place.stem: files.read_json(place)
         for place in sorted((files.path(root.run) / "eval").glob("*.json"))
     }
-    lineage = {
-        "stages, oldest first": stages,
+    card = {
+        "stages, oldest first": lineage.brief(stages),
         "evals": {
             name: found
             for name, found in evals.items()
             if found["step"] == step and found.get("weights", "params") == root.weights
         },
     }
-    result = export.run(root, model, params, lineage, **known)
+    result = export.run(root, model, params, card, **known)
     files.write_json(files.path(root.output) / "export.json", dataclasses.asdict(result))
     log.say(
         f"{result.folder}: {result.compared_tensors} tensors read back bit for bit; logits within "

@@ -101,18 +101,13 @@ def test_params_alone_read_no_moments(tmp_path):
 
 
 def test_a_checkpoint_without_optimizer_state(tmp_path):
-    parent = {"run": None, "step": None, "huggingface": None, "imported": {"format": "other"}}
     with checkpoint.Store(str(tmp_path), KEEP) as store:
-        store.save(0, params=arrays(1)["params"], opt_state=None, data={}, facts={"parent": parent})
+        store.save(0, params=arrays(1)["params"], opt_state=None, data={}, facts={})
     found = checkpoint.restore(str(tmp_path), 0, targets("params"))
     assert equal(found["params"], arrays(1)["params"])
     assert set(checkpoint.read_facts(str(tmp_path), 0)["manifest"]["norms"]) == {"params"}
     with pytest.raises(checkpoint.CheckpointError, match="opt_state/adam_count: checkpoint absent"):
         checkpoint.restore(str(tmp_path), 0, targets("params", "opt_state"))
-    assert checkpoint.lineage(str(tmp_path), 0) == [
-        {"imported from": {"format": "other"}},
-        {"run": str(tmp_path), "step": 0},
-    ]
 
 
 def test_keep_policy(tmp_path):

@@ -17,17 +17,16 @@ model = tiny_model.config
 params = tiny_model.params
 
 
-def write(folder: pathlib.Path, name: str, trees, config=None, *, tokenizer="abc", parent=None):
+def write(folder: pathlib.Path, name: str, trees, config=None, *, tokenizer="abc", before=()):
     """Saves {step: parameters} as the checkpoints of folder/name; returns its path."""
     run_dir = str(folder / name)
-    nothing = {"run": None, "step": None, "huggingface": None}
     keep = checkpoint.Keep(every_steps=1, last=99, forever_every_steps=None)
     with checkpoint.Store(run_dir, keep) as store:
         for step, tree in trees.items():
             facts = {
                 "model": dataclasses.asdict(config or model()),
                 "tokenizer_hash": tokenizer,
-                "parent": parent or nothing,
+                "lineage": [*before, {"run": run_dir, "step": step}],
             }
             store.save(step, params=tree, opt_state=None, data={}, facts=facts)
     return run_dir

@@ -65,7 +65,7 @@ def wsd(**kwargs) -> phases.Schedule:
 def begin(kind: str = "fresh", **kwargs) -> start.Start:
     given = {
         "run": None, "step": None, "huggingface": None, "keep": (), "reset": (),
-        "allow_lr_jump": False,
+        "allow_lr_jump": None,
     }  # fmt: skip
     return start.Start(kind=kind, **(given | kwargs))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from midjax import checkpoint, files, log, trees
+from midjax import checkpoint, files, lineage, log, trees
 from midjax.average import greedy, ingredients, merge, methods
 from midjax.model import architecture, sharding, transformer
 
@@ -88,7 +88,7 @@ def run(
         record["tokenizer"] = _copy_tokenizer(taken_up, tokenizer_hash, config.output)
         keep = checkpoint.Keep(every_steps=1, last=1, forever_every_steps=None)
         with checkpoint.Store(config.output, keep) as store:
-            facts = _facts(model, record, tokenizer_hash)
+            facts = _facts(model, record, tokenizer_hash, config.output)
             store.save(record["step"], params=params, opt_state=None, data={}, facts=facts)
     files.write_json(files.path(config.output) / "average.json", record)
     _announce(taken_up, record, config.output)
@@ -135,7 +135,7 @@ def _record(
         | {
             "weight": weight / math.fsum(weights),
             "hash": one.hash,
-            "stages, oldest first": checkpoint.lineage(one.run, one.step),
+            "stages, oldest first": lineage.of(one.run, one.step),
         }
         for one, weight in zip(found, weights, strict=True)
     ]
@@ -151,9 +151,14 @@ def _trial(trial: greedy.Trial, found: Sequence[ingredients.Ingredient]) -> dict
 
 
 def _facts(
-    model: architecture.TransformerConfig, record: Mapping[str, Any], tokenizer_hash: str | None
+    model: architecture.TransformerConfig,
+    record: Mapping[str, Any],
+    tokenizer_hash: str | None,
+    output: str,
 ) -> dict[str, Any]:
     """What the manifest says besides norms and digests; the keys are those of a run's own."""
+    before = [{"average of": {key: record[key] for key in ("method", "ingredients")}}]
+    own = lineage.stage(output, record["step"], data={}, facts={}, recipe=None)
     return {
         "step": record["step"],
         "adam_count": None,
@@ -162,12 +167,7 @@ def _facts(
         "peak_lr": None,
         "model": dataclasses.asdict(model),
         "tokenizer_hash": tokenizer_hash,
-        "parent": {
-            "run": None,
-            "step": None,
-            "huggingface": None,
-            "averaged": {key: record[key] for key in ("method", "ingredients")},
-        },
+        "lineage": lineage.extended(before, own),
         "versions": {"jax": jax.__version__},
     }
 
@@ -195,7 +195,7 @@ def _copy_tokenizer(
     """
     runs: dict[str, None] = {}
     for one in found:
-        stages = checkpoint.lineage(one.run, one.step)
+        stages = lineage.of(one.run, one.step)
         runs |= dict.fromkeys(stage["run"] for stage in reversed(stages) if "run" in stage)
     for run_dir in runs:
         folder = files.path(run_dir) / "tokenizer"

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from midjax import checkpoint, files, log, trees, units
+from midjax import checkpoint, files, lineage, log, trees, units
 from midjax.importing import fit
 from midjax.importing import foreign as foreign_lib
 from midjax.model import hf_generation, sharding, transformer
@@ -50,7 +50,7 @@ def write(foreign: foreign_lib.Foreign, *, output: str, mesh: jax.sharding.Mesh)
             hf_generation.keep(foreign.said, output)
         keep = checkpoint.Keep(every_steps=1, last=1, forever_every_steps=None)
         with checkpoint.Store(output, keep) as store:
-            facts = _facts(foreign, tokenizer_hash)
+            facts = _facts(foreign, tokenizer_hash, output)
             store.save(foreign.step, params=arrays[None], opt_state=opt_state, data={}, facts=facts)
     record = {
         "from": dict(foreign.origin),
@@ -65,9 +65,10 @@ def write(foreign: foreign_lib.Foreign, *, output: str, mesh: jax.sharding.Mesh)
     return record
 
 
-def _facts(foreign: foreign_lib.Foreign, tokenizer_hash: str | None) -> dict[str, Any]:
+def _facts(foreign: foreign_lib.Foreign, tokenizer_hash: str | None, output: str) -> dict[str, Any]:
     """What the manifest says besides norms and digests; the keys are those of a run's own."""
     lr = foreign.lr
+    own = lineage.stage(output, foreign.step, data={}, facts={}, recipe=None)
     return {
         "step": foreign.step,
         "adam_count": foreign.adam_count,
@@ -76,12 +77,7 @@ def _facts(foreign: foreign_lib.Foreign, tokenizer_hash: str | None) -> dict[str
         "peak_lr": lr and lr.peak,
         "model": dataclasses.asdict(foreign.model),
         "tokenizer_hash": tokenizer_hash,
-        "parent": {
-            "run": None,
-            "step": None,
-            "huggingface": None,
-            "imported": dict(foreign.origin),
-        },
+        "lineage": lineage.extended([{"imported from": dict(foreign.origin)}], own),
         "versions": {"jax": jax.__version__},
     }
 

@@ -187,6 +187,26 @@ def tree(jax_mesh: jax.sharding.Mesh, axes_tree: Any, shapes: Any) -> Any:
     return jax.tree_util.tree_map_with_path(one, axes_tree, shapes, is_leaf=_is_axes)
 
 
+def over_data(place: NamedSharding, shape: Sequence[int]) -> NamedSharding:
+    """`place`, with one dimension split over the mesh axis `data` too: ZeRO's stage 1 (1910.02054).
+
+    It is the dimension with the most numbers on each device, of those that divide; an array of
+    which none does stays as it is.
+    """
+    sizes_of, data = place.mesh.shape, place.mesh.shape["data"]
+    axes = [*place.spec, *[None] * (len(shape) - len(place.spec))]
+    split = [(axis,) if isinstance(axis, str) else tuple(axis or ()) for axis in axes]
+    whole = [math.prod(sizes_of[name] for name in names) for names in split]
+    able = [i for i, size in enumerate(shape) if size % (whole[i] * data) == 0]
+    if data == 1 or not able:
+        return place
+    widest = max(able, key=lambda i: shape[i] // whole[i])
+    # Axes of one device split nothing, and would only make two equal shardings look different.
+    there = tuple(name for name in split[widest] if sizes_of[name] > 1)
+    axes[widest] = (*there, "data") if there else "data"
+    return place.update(spec=PartitionSpec(*axes))
+
+
 def batch(jax_mesh: jax.sharding.Mesh, rows: int | None = None) -> NamedSharding:
     """The sharding of a batch [B, T].
 

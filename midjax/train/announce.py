@@ -3,7 +3,7 @@
 
 import dataclasses
 
-from midjax import log, units
+from midjax import lineage, log, units
 from midjax.mixture import plan as plan_lib
 from midjax.model import transformer
 from midjax.train import prepare as prepare_lib
@@ -25,6 +25,9 @@ def start(prepared: prepare_lib.Prepared, journal: log.Journal) -> None:
     )
     if origin.kind not in ("own", "fresh"):
         log.say("  " + "  ".join(f"{part} {what}" for part, what in parts.items()))
+    for sentence in prepared.taken.told():
+        log.say(f"  {sentence}")
+    _ancestors(origin, journal)
     for sentence in config.data.mixture.unnormalised():
         log.say(f"  {sentence}")
         journal.event("weights_normalised", what=sentence)
@@ -40,6 +43,9 @@ def start(prepared: prepare_lib.Prepared, journal: log.Journal) -> None:
         kind=origin.kind,
         **{"from": origin.run or origin.huggingface},
         from_step=origin.step,
+        from_hash=origin.manifest.get("seal"),
+        arrays=prepared.taken.told(),
+        lr_jump=prepared.lr_jump,
         parts=parts,
         lr_in_force=origin.lr_in_force,
         first_lr=prepared.lr(prepared.schedule_count),
@@ -62,6 +68,15 @@ def _batches(prepared: prepare_lib.Prepared) -> str:
     """Tokens of the batches still to come, size after size."""
     T = prepared.timeline.row_tokens
     return " -> ".join(units.human(rows * T) for rows in prepared.timeline.sizes().values())
+
+
+def _ancestors(origin: start_lib.Origin, journal: log.Journal) -> None:
+    """Where the folder of an earlier stage holds another checkpoint by now."""
+    for stage in origin.ancestors:
+        if "run" in stage and lineage.where(stage) == "another":
+            what = f"{stage['run']}, step {stage['step']}"
+            log.say(f"warning: {what}, is not the checkpoint that this run comes from any more")
+            journal.event("ancestor_changed", what=what, hash=stage["hash"])
 
 
 def _mixture(prepared: prepare_lib.Prepared, journal: log.Journal) -> None:

@@ -16,6 +16,7 @@ from midjax.mixture import order as order_lib
 from midjax.model import architecture, hf
 from midjax.train import start as start_lib
 from midjax.train import timeline as timeline_lib
+from midjax.train.optimizers import carry as carry_lib
 
 LR_TOLERANCE = 1e-5
 _ROPES = ("rope", "window_rope")
@@ -70,16 +71,45 @@ def _plain(tree: Any) -> Any:
     return json.loads(json.dumps(tree))
 
 
-def arrays(origin: start_lib.Origin, targets: Mapping[str, Any]) -> None:
-    """The checkpoint's arrays have the names, dtypes and shapes of `targets`, item by item."""
-    if not origin.manifest:
-        return
-    if wrong := trees.mismatches(origin.manifest["arrays"], targets):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Taken:
+    """What becomes of a checkpoint's arrays.
+
+    Attributes:
+      casts: "params/embed" -> "float32 -> bfloat16": parameters that change their dtype after they
+        were verified.
+      moments: what the recipe's optimizer takes over, and what is new to it; None where moments are
+        reset.
+    """
+
+    casts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    moments: carry_lib.Carried | None = None
+
+    def told(self) -> list[str]:
+        """Sentences for the log; none where everything is as it was saved."""
+        said = [f"params cast, {what}" for what in trees.grouped(self.casts)]
+        return said + (self.moments.told() if self.moments else [])
+
+
+def arrays(origin: start_lib.Origin, params: Any, opt_state: Mapping[str, Any]) -> Taken:
+    """The checkpoint's parameters have the names and shapes of the recipe's.
+
+    Args:
+      origin: where the run starts.
+      params: shapes of the recipe's parameters.
+      opt_state: shapes of its optimizer's state, as `optimizer.to_parts` gives it.
+    """
+    saved, targets = origin.manifest["arrays"], {"params": params}
+    if wrong := trees.mismatches(saved, trees.as_saved(saved, targets)):
         raise start_lib.StartError(
             f"The recipe does not fit {origin.run}, step {origin.step}: "
-            f"{trees.listed(wrong)}. Use that run's model and optimizer (its config.json), "
-            "vocabulary included."
+            f"{trees.listed(wrong)}. Use that run's model (its config.json), vocabulary included."
         )
+    casts = trees.casts(saved, targets)
+    if "moments" not in origin.parts:
+        return Taken(casts=casts)
+    wanted = trees.describe({"opt_state": dict(opt_state)})
+    return Taken(casts=casts, moments=carry_lib.carry(saved, wanted))
 
 
 def tokenizer(where: str, theirs: str | None, ours: str) -> None:
@@ -130,31 +160,37 @@ def imported(origin: start_lib.Origin) -> None:
 
 def learning_rate(
     origin: start_lib.Origin, start: start_lib.Start, first_lr: float, factor: float
-) -> None:
-    """The rate does not jump where the moments go on, unless the recipe asks for it.
+) -> dict[str, Any] | None:
+    """The rate does not jump where the moments go on, unless the recipe says why.
 
     Args:
       origin, start: where the run starts.
       first_lr: of its first update.
       factor: by which the batch rule, which the recipe named, changes the rate for another batch.
+
+    Returns:
+      The jump of this run, for its manifest: {"from", "to", "reason"}; None where there was none.
     """
+    if origin.kind == "own":
+        return origin.manifest["lr"].get("jump")
     before = origin.lr_in_force
-    if before is None or "moments" not in origin.parts or origin.kind == "own":
-        return
+    if before is None or "moments" not in origin.parts:
+        return None
     before *= factor
     if abs(first_lr - before) <= LR_TOLERANCE * max(before, first_lr):
-        return
+        return None
     jump = (
         f"the learning rate in force at {origin.run}, step {origin.step}, is {before:.6g}"
         + (f" (for this batch, {factor:.6g} times what it was)" if factor != 1 else "")
         + f" and the first of this schedule is {first_lr:.6g}"
     )
-    if not start.allow_lr_jump:
+    if start.allow_lr_jump is None:
         raise start_lib.StartError(
             f"Learning rate jump: {jump}. Set Schedule.peak_lr = 'checkpoint' to go on from it, or "
-            "ask for the jump with Start.allow_lr_jump = True."
+            "say why it may jump in Start.allow_lr_jump."
         )
-    log.say(f"learning rate jump, as asked for: {jump}")
+    log.say(f"learning rate jump, as asked for ({start.allow_lr_jump}): {jump}")
+    return {"from": before, "to": first_lr, "reason": start.allow_lr_jump}
 
 
 def steps(origin: start_lib.Origin, timeline: timeline_lib.Timeline) -> None:

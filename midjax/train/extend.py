@@ -31,12 +31,14 @@ class Extension:
       step: updates done.
       old_tokens, new_tokens: `Train.train_tokens` before and now.
       next_lr: rate of the next update.
+      lr_jump: see `continuity.learning_rate`.
     """
 
     step: int
     old_tokens: int
     new_tokens: int
     next_lr: float
+    lr_jump: Mapping[str, Any] | None
 
 
 def asked(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
@@ -79,12 +81,13 @@ def check(old: recipe.Train, new: recipe.Train) -> Extension:
         )
     as_another = dataclasses.replace(origin, kind="resume")  # of its own run nothing is compared
     factor = after.factor(count) / prepare.factor_there(origin)
-    continuity.learning_rate(as_another, new.start, after.lr(count), factor)
+    jump = continuity.learning_rate(as_another, new.start, after.lr(count), factor)
     return Extension(
         step=origin.step,
         old_tokens=old.train_tokens,
         new_tokens=new.train_tokens,
         next_lr=after.lr(count),
+        lr_jump=jump,
     )
 
 

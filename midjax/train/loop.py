@@ -4,23 +4,20 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Any
 
-import grain
 import jax
 
-import midjax
 from midjax import checkpoint, compilation, log
 from midjax.batches import loader as loader_lib
 from midjax.model import context, sharding, transformer
 from midjax.trackers import sink
 from midjax.trackers import tools as trackers_lib
-from midjax.train import announce, goodput, restore, rollback, sessions, skips, speed
-from midjax.train import guard as guard_lib
+from midjax.train import announce, goodput, placement, restore, rollback, saving, sessions, skips
 from midjax.train import metrics as metrics_lib
 from midjax.train import prepare as prepare_lib
 from midjax.train import recipe as recipe_lib
+from midjax.train import speed as speed_lib
 from midjax.train import start as start_lib
 from midjax.train import step as step_lib
 from midjax.train.schedules import curve
@@ -68,6 +65,7 @@ def begin(config: recipe_lib.Train, watch: goodput.Stopwatch | None = None) -> B
             prepared = prepare_lib.prepare(config)
             rollback.check_rows(prepared)
             mesh = sharding.make(config.mesh)
+            placement.check(mesh, config.state_memory)
             for rows in set(prepared.timeline.sizes().values()):
                 part = (rows // config.parts(rows),)
                 sharding.check_divides("A microbatch", part, ("batch",), mesh.shape)
@@ -162,7 +160,7 @@ def _recorder(begun: Begun, journal: log.Journal, trackers: sink.Trackers) -> me
         journal,
         prepared.timeline,
         trackers=trackers,
-        speed=speed.Speed(
+        speed=speed_lib.Speed(
             config.model, list(begun.mesh.devices.flat), config.device_flops_per_second, journal
         ),
         first_row=prepared.first_row,
@@ -209,7 +207,8 @@ def _leave_out(begun: Begun) -> Any:
 def _jitted(step: Any, begun: Begun) -> Any:
     replicated = jax.sharding.NamedSharding(begun.mesh, sharding.spec(()))
     shardings = (jax.tree.map(lambda x: x.sharding, begun.state), replicated)
-    return jax.jit(step, donate_argnums=0, out_shardings=shardings)
+    near = placement.near(step, shardings[0])
+    return jax.jit(near, donate_argnums=0, out_shardings=shardings)
 
 
 def _loop(
@@ -257,104 +256,13 @@ def _loop(
             progress.advance(rows * timeline.row_tokens, recorder.note)
             if step == prepared.first_step + 2:  # while the devices are busy
                 with watch.measure("compile"):
-                    store.compile(**_items(state))
+                    store.compile(**saving.items(state))
             due = step % config.checkpoint.every_steps == 0 or step in prepared.phase_ends
             if due or step == last:
                 recorder.flush()  # a checkpoint never has less behind it than its metrics say
                 with watch.measure("checkpoint"):
-                    _save(prepared, store, step, state, recorder.watch.steps)
+                    saving.save(prepared, store, step, state, recorder.watch.steps)
                 watch.saved(step)
                 account.skipped_updates = recorder.watch.count
                 journal.event("checkpoint", step=step)
                 journal.event("goodput", **account.fields())
-
-
-def _save(
-    prepared: prepare_lib.Prepared,
-    store: checkpoint.Store,
-    step: int,
-    state: step_lib.TrainState,
-    skipped_in_a_row: Sequence[int],
-) -> None:
-    origin = prepared.origin
-    parts = restore.saved_parts(state)
-    count = int(state.schedule_count)
-    own = origin.kind == "own"
-    facts = {
-        "step": step,
-        "tokens": prepared.timeline.tokens(step),
-        "adam_count": int(parts["adam_count"]),
-        "schedule_count": count,
-        # "last" was used by the newest update, "next" would be used by another one.
-        "lr": {"last": prepared.lr(max(count - 1, 0)), "next": prepared.lr(count)},
-        "peak_lr": prepared.schedule.peak_lr,
-        "schedule": prepared.schedule.facts() | {"factor": prepared.schedule.factor(count)},
-        "model": dataclasses.asdict(prepared.config.model),
-        "tokenizer_hash": prepared.opened.tokenizer_hash,
-        "mixtures": prepared.mixtures,
-        "sources": _drawn(prepared, step),
-        "parent": origin.manifest["parent"]
-        if own
-        else {"run": origin.run, "step": origin.step, "huggingface": origin.huggingface},
-        "versions": {"jax": jax.__version__, "grain": grain.__version__},
-    }
-    data = _data_item(prepared, step) | {
-        "skipped_in_a_row": list(skipped_in_a_row),
-        "left_out_steps": rollback.left_out(prepared.config.run_dir, up_to=step),
-    }
-    store.save(step, **_items(state), data=data, facts=facts)
-
-
-def _items(state: step_lib.TrainState) -> dict[str, Any]:
-    """The arrays of a checkpoint, item by item."""
-    guard = None if state.guard is None else guard_lib.to_item(state.guard)
-    return {
-        "params": state.params,
-        "opt_state": restore.saved_parts(state),
-        "guard": guard,
-        "ema": state.ema,
-    }
-
-
-def _drawn(prepared: prepare_lib.Prepared, step: int) -> dict[str, dict[str, float | None]]:
-    """Source -> tokens that the run drew of it, and epochs with those before the run."""
-    order, row = prepared.loader.order, prepared.next_row(step)
-    epochs = dict(zip(order.names, order.epochs(row).tolist(), strict=True))
-    return {
-        name: {"tokens": rows * order.row_tokens, "epochs": epochs.get(name)}
-        for name, rows in order.drawn(row).items()
-    }
-
-
-def _data_item(prepared: prepare_lib.Prepared, step: int) -> dict[str, Any]:
-    """The position in the data after an update, and what must agree for it to be kept."""
-    data, order = prepared.config.data, prepared.loader.order
-    next_row = prepared.next_row(step)
-    before, drawn = prepared.origin.data, order.drawn(next_row)
-    # Sources that this mixture leaves out keep their place, for a later run that has them.
-    base = dict.fromkeys(drawn, 0) | dict(prepared.position.base_rows)
-    last_rows = prepared.loader.last_rows(next_row)
-    return {
-        "next_row": next_row,
-        "row_tokens": data.row_tokens,
-        "batch_rows": prepared.timeline.batch_rows(step),
-        "base_rows": base,
-        "drawn_rows": {name: rows + drawn.get(name, 0) for name, rows in base.items()},
-        # What this run began with: the rest of `drawn_rows` is its own.
-        "begun_rows": _begun_rows(prepared.origin),
-        "contents": {n: before["contents"][n] for n in base if n in before.get("contents", {})}
-        | prepared.opened.contents(),
-        "mixtures": prepared.mixtures,
-        "last_rows": last_rows,
-        "last_numbers": order.rows(next_row - len(last_rows), next_row)[1].tolist(),
-        "seed": data.mixture.seed,
-        "recipe_seed": prepared.recipe_seed,
-        "midjax": midjax.__version__,
-    }
-
-
-def _begun_rows(origin: start_lib.Origin) -> dict[str, int]:
-    """Source -> rows that earlier runs drew, where this one goes on from their place."""
-    if origin.kind == "own":
-        return dict(origin.data["begun_rows"])
-    return dict(origin.data["drawn_rows"]) if "data" in origin.parts and origin.data else {}

@@ -3,10 +3,10 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from midjax.batches import loader as loader_lib
 from midjax.mixture import order as order_lib
@@ -103,10 +103,14 @@ class Prepared(Mixed):
     Attributes:
       schedule: the learning rate of every update.
       optimizer: gives directions, which the rate is still to scale.
+      taken: what becomes of the checkpoint's arrays.
+      lr_jump: see `continuity.learning_rate`.
     """
 
     schedule: curve_lib.Curve
     optimizer: Any
+    taken: continuity.Taken
+    lr_jump: Mapping[str, Any] | None
 
     @property
     def schedule_count(self) -> int:
@@ -190,18 +194,18 @@ def prepare(config: recipe.Train) -> Prepared:
     curve = schedule(config, origin, mixed.timeline)
     optimizer = optimizer_lib.make(config.optimizer)
     # Here, so that a parameter without a rule is told before anything runs.
-    jax.eval_shape(optimizer.init, transformer.abstract(config.model))
-    _check_model(origin, config.model, optimizer, mixed.opened.tokenizer_hash)
+    opt_state = jax.eval_shape(optimizer.init, transformer.abstract(config.model))
+    taken = _check_model(origin, config.model, opt_state, mixed.opened.tokenizer_hash)
     continuity.same_rows(origin, mixed.position, mixed.loader)
-    prepared = Prepared(
+    count = mixed.timeline.first_count
+    factor = curve.factor(count) / factor_there(origin)
+    return Prepared(
         **{field.name: getattr(mixed, field.name) for field in dataclasses.fields(mixed)},
         schedule=curve,
         optimizer=optimizer,
+        taken=taken,
+        lr_jump=continuity.learning_rate(origin, config.start, curve.lr(count), factor),
     )
-    factor = curve.factor(mixed.timeline.first_count) / factor_there(origin)
-    first_lr = prepared.lr(prepared.schedule_count)
-    continuity.learning_rate(origin, config.start, first_lr, factor)
-    return prepared
 
 
 def schedule(
@@ -254,19 +258,17 @@ def _with_seed(config: recipe.Train, seed: int) -> recipe.Train:
 def _check_model(
     origin: start_lib.Origin,
     model: architecture.TransformerConfig,
-    optimizer: Any,
+    opt_state: Any,
     tokenizer_hash: str,
-) -> None:
+) -> continuity.Taken:
+    """The checkpoint's model is the recipe's; returns what becomes of its arrays."""
     if origin.huggingface is not None:
         continuity.huggingface(origin.huggingface, model, tokenizer_hash)
     if origin.run is None:
-        return
-    targets = {"params": transformer.abstract(model)}
-    if "moments" in origin.parts:
-        state = jax.eval_shape(optimizer.init, targets["params"])
-        number = jax.ShapeDtypeStruct((), jnp.int32)
-        targets["opt_state"] = optimizer_lib.to_parts(state) | {"schedule_count": number}
-    continuity.arrays(origin, targets)
+        return continuity.Taken()
+    parts = optimizer_lib.to_parts(opt_state)
+    taken = continuity.arrays(origin, transformer.abstract(model), parts)
     where = f"{origin.run}, step {origin.step}"
     continuity.model(where, origin.manifest["model"], model)
     continuity.tokenizer(where, origin.manifest["tokenizer_hash"], tokenizer_hash)
+    return taken

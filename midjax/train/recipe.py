@@ -7,7 +7,7 @@ from midjax import checkpoint
 from midjax.batches import loader as loader_lib
 from midjax.model import architecture, sharding
 from midjax.trackers import tools as trackers_lib
-from midjax.train import ema, guard
+from midjax.train import ema, guard, placement
 from midjax.train import start as start_lib
 from midjax.train import step as step_lib
 from midjax.train.optimizers import optimizer as optimizer_lib
@@ -38,6 +38,10 @@ class Train:
         compares microbatches with the batch: 2 or more are needed. None for none.
       ema: the moving average of the parameters that is kept beside them; None for none.
       mesh: devices.
+      state_sharding: of the optimizer's state: "as_params", or "over_data": split over the copies
+        of the model too (ZeRO's stage 1), so that each of `Mesh.data` devices holds a part.
+      state_memory: "device", or "pinned_host": it lies in the memory of the host, and visits the
+        devices for each update.
       checkpoint: when to save.
       seed: of fresh parameters.
       trackers: programs that metrics are sent to as well, such as (@TensorBoard(),): see
@@ -62,6 +66,8 @@ class Train:
     mesh: sharding.Mesh
     checkpoint: checkpoint.Keep
     seed: int
+    state_sharding: placement.Sharding = "as_params"
+    state_memory: placement.Memory = "device"
     trackers: tuple[trackers_lib.Tool, ...] = ()
     device_flops_per_second: float | None = None
     compilation_cache: str | None = None

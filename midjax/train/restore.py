@@ -4,8 +4,8 @@
 prepare.Prepared + mesh --first_state--> TrainState
 """
 
-import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,7 +14,9 @@ import numpy as np
 
 from midjax import checkpoint, log, trees
 from midjax.model import hf, sharding, transformer
+from midjax.train import ema as ema_lib
 from midjax.train import guard as guard_lib
+from midjax.train import placement
 from midjax.train import prepare as prepare_lib
 from midjax.train import start as start_lib
 from midjax.train import step as step_lib
@@ -22,6 +24,11 @@ from midjax.train.optimizers import optimizer as optimizer_lib
 
 # Two sums of the same squares, in another order on another mesh.
 NORM_TOLERANCE = 1e-4
+_COUNT = "opt_state/adam_count"
+_ITEMS = {
+    "guard": "history, of the length that is asked for, that spikes are told by",
+    "ema": "average of its parameters",
+}
 
 
 def first_state(prepared: prepare_lib.Prepared, mesh: jax.sharding.Mesh) -> step_lib.TrainState:
@@ -42,10 +49,16 @@ def first_state(prepared: prepare_lib.Prepared, mesh: jax.sharding.Mesh) -> step
 
     with jax.set_mesh(mesh):
         if origin.run is not None:
-            state = _restored(origin, abstract, init_opt, count, prepared.schedule_count)
-            if state.guard is None:
-                state = dataclasses.replace(state, guard=fresh_guard(config.spikes, mesh))
-            return state
+            found, opt_state = _restored(prepared, abstract, init_opt)
+            params, history, average = found["params"], found.get("guard"), found.get("ema")
+            return step_lib.TrainState(
+                step=count(prepared.first_step),
+                schedule_count=count(prepared.schedule_count),
+                params=params,
+                opt_state=opt_state,
+                guard=guard_lib.State(**history) if history else fresh_guard(config.spikes, mesh),
+                ema=_fresh_ema(params, shardings.ema) if average is None else average,
+            )
         if origin.huggingface is not None:
             _, params = hf.load(origin.huggingface, targets=abstract.params)
         else:
@@ -58,6 +71,7 @@ def first_state(prepared: prepare_lib.Prepared, mesh: jax.sharding.Mesh) -> step
             params=params,
             opt_state=init_opt(params),
             guard=fresh_guard(config.spikes, mesh),
+            ema=_fresh_ema(params, shardings.ema),
         )
 
 
@@ -78,13 +92,17 @@ def abstract_state(prepared: prepare_lib.Prepared, mesh: jax.sharding.Mesh) -> s
         )
 
     number: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
-    return step_lib.TrainState(
+    state = step_lib.TrainState(
         step=number,
         schedule_count=number,
         params=with_shardings(shapes, param_shardings),
         opt_state=with_shardings(opt_shapes, opt_shardings),
         guard=_abstract_guard(prepared.config.spikes, replicated),
+        ema=None
+        if prepared.config.ema is None
+        else with_shardings(jax.eval_shape(ema_lib.begin, shapes), param_shardings),
     )
+    return placement.placed(state, prepared.config.state_sharding, prepared.config.state_memory)
 
 
 def _abstract_guard(spikes: guard_lib.Spikes | None, replicated: Any) -> guard_lib.State | None:
@@ -104,74 +122,100 @@ def fresh_guard(spikes: guard_lib.Spikes | None, mesh: jax.sharding.Mesh) -> gua
     return jax.device_put(guard_lib.fresh(spikes), everywhere)
 
 
+def _fresh_ema(params: Any, shardings: Any) -> Any:
+    """The average of a run that has seen no update; None without one."""
+    if shardings is None:
+        return None
+    return jax.jit(ema_lib.begin, out_shardings=shardings)(params)
+
+
 def saved_parts(state: step_lib.TrainState) -> dict[str, Any]:
     """The item `opt_state` of a checkpoint, of arrays or of their shapes."""
     return optimizer_lib.to_parts(state.opt_state) | {"schedule_count": state.schedule_count}
 
 
 def _restored(
-    origin: start_lib.Origin,
-    abstract: step_lib.TrainState,
-    init_opt: Any,
-    count: Any,
-    schedule_count: int,
-) -> step_lib.TrainState:
+    prepared: prepare_lib.Prepared, abstract: step_lib.TrainState, init_opt: Any
+) -> tuple[Any, Any]:
+    """(items besides the optimizer's as they were saved, optimizer state with what is kept)."""
+    origin, moments = prepared.origin, prepared.taken.moments
     assert origin.run is not None and origin.step is not None
-    targets = {"params": abstract.params}
-    if "moments" in origin.parts:
-        targets["opt_state"] = saved_parts(abstract)
-    if history := _saved_history(origin, abstract.guard):
-        targets["guard"] = history
-    restored = checkpoint.restore(origin.run, origin.step, targets)
-    if "moments" in origin.parts:
-        opt_state = optimizer_lib.from_parts(abstract.opt_state, restored["opt_state"])
-    else:
-        opt_state = init_opt(restored["params"])
-    state = step_lib.TrainState(
-        step=count(origin.step if "step" in origin.parts else 0),
-        schedule_count=count(schedule_count),
-        params=restored["params"],
-        opt_state=opt_state,
-        guard=guard_lib.State(**restored["guard"]) if "guard" in restored else None,
+    wanted = dict(trees.named_leaves({"opt_state": optimizer_lib.to_parts(abstract.opt_state)}))
+    kept: tuple[str, ...] = moments.kept if moments else ()
+    if moments and moments.count_kept:
+        kept = (*kept, _COUNT)
+    targets = {"params": abstract.params} | _continued(origin, abstract)
+    targets |= trees.nested({name: wanted[name] for name in kept})
+    saved = origin.manifest["arrays"]
+    found = checkpoint.restore(
+        origin.run,
+        origin.step,
+        trees.as_saved(saved, targets),  # digests and norms are of that dtype
+        unused=[name for name in saved if name.startswith("opt_state/") and name not in kept],
     )
-    prove(origin, state)
-    return state
+    prove(origin, found)
+    found = trees.cast(found, targets)
+    if not kept:
+        return found, init_opt(found["params"])
+    rest = {name: target for name, target in wanted.items() if name not in kept}
+    zeros = jax.jit(
+        lambda: {name: jnp.zeros(target.shape, target.dtype) for name, target in rest.items()},
+        out_shardings={name: target.sharding for name, target in rest.items()},
+    )
+    whole = trees.nested(zeros() | dict(trees.named_leaves({"opt_state": found["opt_state"]})))
+    return found, optimizer_lib.from_parts(abstract.opt_state, whole["opt_state"])
 
 
-def _saved_history(origin: start_lib.Origin, history: guard_lib.State | None) -> Any:
-    """The item `guard` of the checkpoint, if the run goes on with it."""
-    if history is None or not {"step", "data"} <= origin.parts:
-        return None
-    item = guard_lib.to_item(history)
-    if trees.mismatches(origin.manifest["arrays"], {"guard": item}):
-        log.say(
-            f"{origin.run}, step {origin.step}, holds no history of {len(history.loss)} updates: "
-            "the one that spikes are told by begins anew"
-        )
-        return None
-    return item
+def _continued(origin: start_lib.Origin, state: step_lib.TrainState) -> dict[str, Any]:
+    """The items `guard` and `ema` of the checkpoint, where the run goes on with them."""
+    wanted: dict[str, Any] = {}
+    if state.guard is not None and {"step", "data"} <= origin.parts:
+        wanted["guard"] = guard_lib.to_item(state.guard)
+    if state.ema is not None and "step" in origin.parts:
+        wanted["ema"] = state.ema
+    found = {}
+    for item, target in wanted.items():
+        saved = {n: what for n, what in origin.manifest["arrays"].items() if n.startswith(item)}
+        if saved == trees.describe({item: target}):
+            found[item] = target
+        else:
+            log.say(f"{origin.run}, step {origin.step}, holds no {_ITEMS[item]}: it begins anew")
+    return found
 
 
-def prove(origin: start_lib.Origin, state: step_lib.TrainState) -> None:
+def prove(origin: start_lib.Origin, restored: Mapping[str, Any]) -> None:
     """Compares the norms of what was to be kept with those in the source's manifest.
+
+    Args:
+      origin: the checkpoint.
+      restored: its items, in the dtypes in which they were saved.
 
     Raises:
       StartError: a restore that did nothing, or the wrong thing.
     """
-    parts = optimizer_lib.to_parts(state.opt_state)
-    arrays = {"params": state.params}
-    if "moments" in origin.parts:
-        arrays["opt_state"] = parts
-    saved = origin.manifest["norms"]
-    for name, norm in trees.norms(arrays).items():
+    saved, whole = origin.manifest["norms"], _whole(origin.manifest["arrays"], restored)
+    for name, norm in trees.norms(whole).items():
         if not np.isclose(norm, saved[name], rtol=NORM_TOLERANCE, atol=0.0):
             raise start_lib.StartError(
                 f"After restoring {origin.run}, step {origin.step}, the norm of {name} is "
                 f"{norm:.8g} and was {saved[name]:.8g} when saved: the restore did not arrive. "
                 "Nothing was trained."
             )
-    if "adam_count" in origin.parts and int(parts["adam_count"]) != origin.manifest["adam_count"]:
+    if "adam_count" not in restored.get("opt_state", {}):
+        return
+    count, was = int(restored["opt_state"]["adam_count"]), origin.manifest["adam_count"]
+    if count != was:
         raise start_lib.StartError(
-            f"After restoring {origin.run}, Adam's count is {int(parts['adam_count'])} and was "
-            f"{origin.manifest['adam_count']} when saved."
+            f"After restoring {origin.run}, Adam's count is {count} and was {was} when saved."
         )
+
+
+def _whole(saved: Mapping[str, str], restored: Mapping[str, Any]) -> dict[str, Any]:
+    """`restored` without the kinds of moments of which only a part was kept: norms are of all."""
+    there = trees.describe(dict(restored))
+    moments = {
+        kind: tree
+        for kind, tree in restored.get("opt_state", {}).get("moments", {}).items()
+        if all(name in there for name in saved if name.startswith(f"opt_state/moments/{kind}/"))
+    }
+    return {"params": restored["params"], "opt_state": {"moments": moments}}

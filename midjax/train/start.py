@@ -17,16 +17,21 @@ Precedence, first match wins:
     data            keep    reset   reset    position in each source
     rng             keep    reset   reset    seed of the data order
 
+Any part can be kept or reset by itself, but for two: moments and their age go together, and params
+are kept by every start that is not fresh. A schedule whose place is kept while the step is reset
+goes on for all of train_tokens from there; a kept step with a new schedule leaves it what is left.
+
 `anneal` is what OLMo 2 and 3 do (load_optim_state=True, load_trainer_state=False). A checkpoint
 that `midjax import` wrote is another run's checkpoint without `data` and `rng`, and without
 moments where its source had none.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from midjax import checkpoint, files, log
+from midjax import checkpoint, files, lineage, log
 
 Part = Literal["params", "moments", "adam_count", "schedule", "step", "data", "rng"]
 PARTS: tuple[Part, ...] = (
@@ -60,7 +65,8 @@ class Start:
       step: its checkpoint; None for the newest.
       huggingface: model folder to start from, with kind "weights".
       keep, reset: parts that differ from the kind's column.
-      allow_lr_jump: lets the first learning rate differ from the one in force at the checkpoint.
+      allow_lr_jump: why the first learning rate may differ from the one in force at the checkpoint,
+        for the log and the manifest; None: it may not.
     """
 
     kind: Literal["fresh", "resume", "anneal", "weights"]
@@ -69,7 +75,7 @@ class Start:
     huggingface: str | None
     keep: tuple[Part, ...]
     reset: tuple[Part, ...]
-    allow_lr_jump: bool
+    allow_lr_jump: str | None
 
     def __post_init__(self) -> None:
         if both := sorted(set(self.keep) & set(self.reset)):
@@ -89,15 +95,9 @@ class Start:
             )
         if "params" not in self.parts and self.kind != "fresh":
             raise ValueError("Start.reset cannot name 'params': that would be a fresh start.")
-        if ("schedule" in self.parts) != ("step" in self.parts):
+        if self.allow_lr_jump is not None and not self.allow_lr_jump.strip():
             raise ValueError(
-                "Start keeps only one of 'schedule' and 'step'. Both count updates of the same "
-                "run: keep or reset both."
-            )
-        if "step" in self.parts and "adam_count" not in self.parts:
-            raise ValueError(
-                "Start keeps the schedule or the step but resets Adam's count: its bias correction "
-                "would blow up the first updates. Keep 'adam_count' as well."
+                "Start.allow_lr_jump is the reason for the jump, in words; None allows none."
             )
         if ("moments" in self.parts) != ("adam_count" in self.parts):
             raise ValueError(
@@ -135,6 +135,16 @@ class Origin:
     def lr_in_force(self) -> float | None:
         """Learning rate that the next update would have had there."""
         return self.manifest.get("lr", {}).get("next")
+
+    @functools.cached_property
+    def ancestors(self) -> list[lineage.Stage]:
+        """Every stage before the run's own, oldest first."""
+        if self.huggingface is not None:
+            return [{"Hugging Face folder": self.huggingface}]
+        if self.run is None or self.step is None:
+            return []
+        stages = lineage.told(self.run, self.step, data=self.data, manifest=self.manifest)
+        return stages[:-1] if self.kind == "own" else stages
 
 
 FRESH = Origin(

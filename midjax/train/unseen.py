@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from midjax import trees
 from midjax.train import step as step_lib
 from midjax.train.optimizers import optimizer as optimizer_lib
 
@@ -68,5 +69,5 @@ def _measure(embed_VD: Any, second_VD: Any, ids: Any) -> tuple[Any, Any, Any]:
     lengths_V = jnp.linalg.norm(embed_VD.astype(jnp.float32), axis=1)
     untouched = jnp.zeros(ids.shape, bool)
     if second_VD is not None:
-        untouched = (second_VD[ids] == 0).all(axis=1)
+        untouched = (trees.near(second_VD)[ids] == 0).all(axis=1)
     return lengths_V[ids], jnp.median(lengths_V), untouched

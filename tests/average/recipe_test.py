@@ -10,7 +10,7 @@ import pytest
 import tiny_average as tiny
 
 from midjax import __main__ as cli
-from midjax import checkpoint, config, files, verbs
+from midjax import checkpoint, config, files, lineage, verbs
 from midjax.average import ingredients, methods, recipe
 from midjax.model import architecture, sharding
 
@@ -32,18 +32,21 @@ def folder(tmp_path_factory):
     """An import with a tokenizer, and three runs that began from it."""
     folder = tmp_path_factory.mktemp("recipe")
     origin = {"format": "other", "path": "somewhere"}
-    nothing = {"run": None, "step": None, "huggingface": None}
     imported = tiny.write(
         folder, "in", {7: tiny.params(tiny.model())}, tokenizer=HASH,
-        parent=nothing | {"imported": origin},
+        before=[{"imported from": origin}],
     )  # fmt: skip
     files.write_bytes(folder / "in" / "tokenizer" / "tokenizer.json", TOKENIZER)
     files.write_bytes(folder / "in" / "tokenizer" / "tokenizer_config.json", b"{}")
     for seed, name in enumerate("abc", 1):
         made = {step: tiny.params(tiny.model(), 10 * seed + step) for step in (2, 4)}
-        parent = nothing | {"run": imported, "step": 7}
-        tiny.write(folder, name, made, tokenizer=HASH, parent=parent)
+        tiny.write(folder, name, made, tokenizer=HASH, before=lineage.of(imported, 7))
     return folder
+
+
+def _name(run, step):
+    seal = checkpoint.read_facts(run, step)["manifest"]["seal"]
+    return {"run": run, "step": step, "hash": seal}
 
 
 def places(folder, *names):
@@ -61,7 +64,7 @@ def test_it_is_a_run_like_an_imported_one(folder, tmp_path, capsys):
     assert set(manifest["norms"]) == {"params"} and record["norm"] == manifest["norms"]["params"]
     assert {name.partition("/")[0] for name in manifest["arrays"]} == {"params"}
 
-    kept = manifest["parent"]["averaged"]
+    kept = manifest["lineage"][0]["average of"]
     assert kept["method"] == record["method"] == "Soup" and record["left out"] == []
     assert kept["ingredients"] == record["ingredients"]
     for one, (run, at) in zip(kept["ingredients"], ((a, 2), (b, 4)), strict=True):
@@ -69,10 +72,10 @@ def test_it_is_a_run_like_an_imported_one(folder, tmp_path, capsys):
         assert one["hash"] == checkpoint.read_facts(run, at)["manifest"]["seal"]
         first, start, own = one["stages, oldest first"]
         assert first == {"imported from": {"format": "other", "path": "somewhere"}}
-        assert start["run"] == str(folder / "in") and own == {"run": run, "step": at}
-    assert checkpoint.lineage(str(tmp_path / "out"), 4) == [
+        assert start["run"] == str(folder / "in") and own == _name(run, at)
+    assert lineage.of(str(tmp_path / "out"), 4) == [
         {"average of": kept},
-        {"run": str(tmp_path / "out"), "step": 4},
+        _name(str(tmp_path / "out"), 4),
     ]
     said = capsys.readouterr().out
     assert f"0.5 of {a}, step 2: norm" in said and "Start.kind = 'weights'" in said

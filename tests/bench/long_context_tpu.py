@@ -91,7 +91,10 @@ def compiled(config: architecture.TransformerConfig, mesh: jax.sharding.Mesh, to
 
     optimizer = optimizer_lib.make(adamw)
     prepared = types.SimpleNamespace(
-        config=types.SimpleNamespace(model=config, optimizer=adamw), optimizer=optimizer
+        config=types.SimpleNamespace(
+            model=config, optimizer=adamw, state_sharding="as_params", state_memory="device"
+        ),
+        optimizer=optimizer,
     )
     state = restore.abstract_state(prepared, mesh)
     rows = sharding.batch(mesh, mesh.shape["fsdp"])

@@ -11,7 +11,7 @@ import tiny_average
 import tiny_run as tiny
 
 from midjax import __main__ as cli
-from midjax import checkpoint, config, export, files
+from midjax import checkpoint, config, export, files, lineage
 from midjax.average import methods
 from midjax.evals import run as evals
 
@@ -105,7 +105,7 @@ def test_a_soup_is_exported_and_trained_on(folder, capsys):
     start = json.loads((folder / "on" / "events.jsonl").open().readline())
     norms = checkpoint.read_facts(str(folder / "soup"), 10)["manifest"]["norms"]
     assert start["norms"] == norms and start["parts"]["params"] == "keep"
-    first, middle, last = checkpoint.lineage(str(folder / "on"), 2)
+    first, middle, last = lineage.of(str(folder / "on"), 2)
     assert [one["run"] for one in first["average of"]["ingredients"]] == list(runs)
     assert (middle["run"], last["run"]) == (str(folder / "soup"), str(folder / "on"))
 

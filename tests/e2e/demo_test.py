@@ -29,7 +29,7 @@ def shortened(line):
         extra.append("--gin.Schedule.decay_steps=3")
     if verb == "train" and "extend" in recipe:
         # Without its warm-up from zero the extension's rate jumps, and must say so.
-        extra += [DECAYS["extend"], "--gin.Start.allow_lr_jump=True"]
+        extra += [DECAYS["extend"], "--gin.Start.allow_lr_jump=the context is new"]
     return [*line, *extra]
 
 

@@ -12,7 +12,7 @@ import tiny_run as tiny
 import tokenizers
 
 from midjax import __main__ as cli
-from midjax import checkpoint, config, export, files
+from midjax import checkpoint, config, export, files, lineage
 from midjax.evals import run as evals
 from midjax.importing import huggingface
 from midjax.model import hf, transformer
@@ -53,7 +53,7 @@ def test_a_maxtext_checkpoint_is_annealed_with_its_moments(tmp_path, capsys):
     assert (manifest["adam_count"], manifest["schedule_count"]) == (17 + 6, 6)
     first = rows(tmp_path / "anneal")[0]
     assert first["lr"] == pytest.approx(1e-3)
-    ancestors = checkpoint.lineage(str(tmp_path / "anneal"), 6)
+    ancestors = lineage.of(str(tmp_path / "anneal"), 6)
     assert ancestors[0]["imported from"]["path"] == source.path
     assert [stage.get("run") for stage in ancestors[1:]] == [
         str(tmp_path / "in"), str(tmp_path / "anneal"),

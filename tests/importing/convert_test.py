@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from midjax import checkpoint, config
+from midjax import checkpoint, config, lineage
 from midjax.importing import convert, foreign, recipe
 from midjax.model import architecture, sharding
 
@@ -40,9 +40,9 @@ def test_the_manifest_and_the_record(run_dir):
     path = str(imported.DATA / "maxtext_tiny" / "16")
     origin = {"format": "maxtext", "path": path, "step": 17, "decoder_block": "llama2",
               "model_name": "default"}  # fmt: skip
-    assert checkpoint.lineage(run_dir, 17) == [
+    assert lineage.of(run_dir, 17) == [
         {"imported from": origin},
-        {"run": run_dir, "step": 17},
+        {"run": run_dir, "step": 17, "hash": manifest["seal"]},
     ]
     record = json.loads((pathlib.Path(run_dir) / "import.json").read_text())
     assert record["from"] == origin and record["norms"] == manifest["norms"]

@@ -31,7 +31,9 @@ def test_parameters_and_tokenizer_arrive(tmp_path, folder):
     found, _ = imported.restored(str(tmp_path / "run"), 0, source.open(None).model)
     jax.tree.map(np.testing.assert_array_equal, found, params)
     facts = checkpoint.read_facts(str(tmp_path / "run"), 0)
-    assert facts["manifest"]["parent"]["imported"] == {"format": "huggingface", "path": path}
+    assert facts["manifest"]["lineage"][0] == {
+        "imported from": {"format": "huggingface", "path": path}
+    }
     assert facts["manifest"]["adam_count"] is None
     copied = (tmp_path / "run" / "tokenizer" / "tokenizer.json").read_text()
     assert copied == json.dumps({"any": "thing"})

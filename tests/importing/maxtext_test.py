@@ -95,7 +95,7 @@ def test_norms_counts_and_rates_are_in_the_manifest(run_dir):
     assert manifest["norms"]["params"] == pytest.approx(imported.metrics()[16]["param_norm"])
     assert (facts["step"], manifest["adam_count"], manifest["schedule_count"]) == (17, 17, 17)
     assert manifest["lr"] == {"last": 1e-3, "next": 1e-3} and manifest["peak_lr"] == 1e-3
-    assert facts["data"] == {} and manifest["parent"]["imported"]["format"] == "maxtext"
+    assert facts["data"] == {} and manifest["lineage"][0]["imported from"]["format"] == "maxtext"
 
 
 # ---- names of every block and layout, on arrays that are made up ----

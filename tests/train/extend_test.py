@@ -76,13 +76,13 @@ def test_appended_decays_end_as_one_run_that_had_them_from_the_beginning(source,
     longest = train(source, "run", 16, *ALL)
     code, _, error = through_the_verb(longest, capsys)
     assert code == 2 and "Learning rate jump" in error and "Start.allow_lr_jump" in error
-    jump = tiny.begin(allow_lr_jump=True)
+    jump = tiny.begin(allow_lr_jump="a second stable phase")
     code, said, _ = through_the_verb(train(source, "run", 16, *ALL, start=jump), capsys)
     assert code == 0 and "learning rate jump, as asked for" in said
     assert end(first.run_dir, 16) == end(straight.run_dir, 16)
 
     # The same from the decayed checkpoint in a new folder.
-    on = tiny.begin("resume", run=straight.run_dir, step=12, allow_lr_jump=True)
+    on = tiny.begin("resume", run=straight.run_dir, step=12, allow_lr_jump="a second stable phase")
     branched = train(source, "on", 16, *ALL, start=on)
     loop.run(branched)
     assert end(branched.run_dir, 16)[0] == end(straight.run_dir, 16)[0]

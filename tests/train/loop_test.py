@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny_run as tiny
 
-from midjax import checkpoint
+from midjax import checkpoint, lineage
 from midjax.mixture import plan as plan_lib
 from midjax.model import flops
 from midjax.trackers import sink, tools
@@ -60,8 +60,8 @@ def test_the_checkpoint_knows_the_rate_in_force(folder):
     loop.run(annealed)
     rate = checkpoint.read_facts(annealed.run_dir, 8)["manifest"]["lr"]
     assert rate["next"] == 0 and rate["last"] == pytest.approx(1e-2 / 8)
-    lineage = checkpoint.lineage(annealed.run_dir, 8)
-    assert [(entry["run"], entry["step"]) for entry in lineage] == [
+    stages = lineage.of(annealed.run_dir, 8)
+    assert [(stage["run"], stage["step"]) for stage in stages] == [
         (str(folder / "run"), 8), (annealed.run_dir, 8)
     ]  # fmt: skip
 

@@ -32,8 +32,10 @@ def test_an_anneal_from_the_start_rate_to_zero(source):
         "step": "reset", "data": "reset", "rng": "reset",
     }  # fmt: skip
     assert event["lr_in_force"] == pytest.approx(1e-2) == event["first_lr"]
-    parent = checkpoint.read_facts(config.run_dir, 8)["manifest"]["parent"]
+    parent, _ = checkpoint.read_facts(config.run_dir, 8)["manifest"]["lineage"]
     assert parent["run"] == str(source / "run") and parent["step"] == 8
+    seal = checkpoint.read_facts(parent["run"], 8)["manifest"]["seal"]
+    assert parent["hash"] == seal == event["from_hash"]
 
 
 def test_missing_checkpoints_are_named(source):
@@ -106,7 +108,7 @@ def test_a_bug_or_a_full_memory_sets_nothing_aside(tmp_path, monkeypatch):
     loop.run(config)
     for error in (MemoryError("no room"), PermissionError("no"), checkpoint.CheckpointError("net")):
 
-        def fails(*_, error=error):
+        def fails(*_, error=error, **__):
             raise error
 
         monkeypatch.setattr(checkpoint, "restore", fails)
@@ -133,9 +135,7 @@ def test_a_run_whose_only_checkpoint_is_damaged_does_not_start_over(tmp_path):
         ({"kind": "anneal", "huggingface": "y"}, "holds parameters only"),
         ({"kind": "anneal", "run": "x", "reset": ("params",)}, "would be a fresh start"),
         ({"kind": "anneal", "run": "x", "reset": ("adam_count",)}, "only one of"),
-        ({"kind": "weights", "run": "x", "keep": ("step", "schedule")}, "resets Adam's count"),
-        ({"kind": "anneal", "run": "x", "keep": ("step",)}, "only one of 'schedule' and 'step'"),
-        ({"kind": "resume", "run": "x", "reset": ("step",)}, "only one of 'schedule' and 'step'"),
+        ({"kind": "anneal", "run": "x", "allow_lr_jump": " "}, "is the reason for the jump"),
         ({"kind": "anneal", "run": "x", "keep": ("data",), "reset": ("data",)}, "both name"),
     ],
 )

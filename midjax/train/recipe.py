@@ -7,7 +7,8 @@ from midjax import checkpoint
 from midjax.batches import loader as loader_lib
 from midjax.model import architecture, sharding
 from midjax.trackers import tools as trackers_lib
-from midjax.train import ema, guard, placement
+from midjax.train import ema as ema_lib
+from midjax.train import guard, placement
 from midjax.train import start as start_lib
 from midjax.train import step as step_lib
 from midjax.train.optimizers import optimizer as optimizer_lib
@@ -75,7 +76,7 @@ class Train:
     rollback: guard.Rollback | None = None
     layer_norms_every_steps: int | None = None
     noise_scale_every_steps: int | None = None
-    ema: ema.Ema | None = None
+    ema: ema_lib.Ema | None = None
 
     def __post_init__(self) -> None:
         if "://" in self.run_dir:

@@ -32,6 +32,7 @@ _FREE = (
     "remat",
     "loss_chunk_tokens",
     "initializer_std",
+    "quantization",
 )
 
 

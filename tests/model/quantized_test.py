@@ -167,23 +167,25 @@ def dots(text):
     return {pair: found.count(pair) for pair in found}
 
 
+@pytest.fixture(scope="module")
+def plain_dots():
+    return dots(program(None, layers=1, compute_dtype="bfloat16"))
+
+
 @pytest.mark.parametrize(
     "how, bits",
     [
-        (architecture.Quantization(dtype="int8", gradients="none"), 7),
-        (architecture.Quantization(dtype="int8"), 14),
-        (architecture.Quantization(dtype="int8", gradients="all"), 21),
-        (architecture.Quantization(dtype="int8", gradients="all", parts=("mlp",)), 9),
+        (CASES["int8 none"], 7),
+        (CASES["int8 all"], 21),
         (architecture.Quantization(dtype="int8", parts=("attention",)), 8),
     ],
     ids=str,
 )
-def test_the_products_that_are_asked_for_are_in_int8(how, bits):
+def test_the_products_that_are_asked_for_are_in_int8(how, bits, plain_dots):
     """One layer has 4 products of attention's and 3 of the mlp's, each with two gradients."""
-    kwargs = {"layers": 1, "compute_dtype": "bfloat16"}
-    plain, found = dots(program(None, **kwargs)), dots(program(how, **kwargs))
-    assert set(plain) == {("bf16", "bf16")}
-    assert found == {("bf16", "bf16"): plain["bf16", "bf16"] - bits, ("i8", "i8"): bits}
+    found = dots(program(how, layers=1, compute_dtype="bfloat16"))
+    assert set(plain_dots) == {("bf16", "bf16")}
+    assert found == {("bf16", "bf16"): plain_dots["bf16", "bf16"] - bits, ("i8", "i8"): bits}
 
 
 def test_experts_have_no_8_bit_products():
@@ -197,9 +199,15 @@ def test_experts_have_no_8_bit_products():
     assert found["i8", "i8"] == 8
 
 
+@pytest.mark.parametrize("parts", [(), ("mlp", "mlp")])
+def test_parts_are_named_once(parts):
+    with pytest.raises(ValueError, match=r"of attention, mlp, each once; got .*quantization = None"):
+        architecture.Quantization(dtype="int8", parts=parts)
+
+
 # ---- two devices: this file as a script ----
 
-MESHES = {"fsdp": {"fsdp": 2}, "tensor": {"tensor": 2}, "context": {"context": 2}}
+MESHES = {"fsdp": {"fsdp": 2}, "context": {"context": 2}}
 
 
 def on_mesh(axes):

@@ -122,7 +122,12 @@ def on_mesh(
     """Logits in float32 throughout, of parameters on a mesh: (first token, n logits) at a time."""
     # Any length, which the TPU's attention kernel does not take.
     exact = dataclasses.replace(
-        config, compute_dtype="float32", head_dtype=None, remat="none", attention_kernel="blocked"
+        config,
+        compute_dtype="float32",
+        head_dtype=None,
+        remat="none",
+        attention_kernel="blocked",
+        quantization=None,
     )
     rows, length = tokens_BT.shape
     parts = math.prod(mesh.shape[axis] for axis in sharding.TABLE["batch"])

@@ -248,7 +248,8 @@ def import_(arguments: list[str]) -> None:
 def checkpoint_of(run_dir: str, step: int | None) -> tuple[Any, int, dict[str, Any]]:
     """(model config, step, facts) of a run's checkpoint, the newest for None. Reads JSON only.
 
-    The model is the checkpoint's own, so that a run that was imported is read like any other.
+    The model is the checkpoint's own, so that a run that was imported is read like any other; but
+    never quantized: that is how a run trains, not what its parameters are.
     """
     from midjax import checkpoint, config
     from midjax.model import architecture
@@ -256,7 +257,7 @@ def checkpoint_of(run_dir: str, step: int | None) -> tuple[Any, int, dict[str, A
     step = _chosen(run_dir, step)
     facts = checkpoint.read_facts(run_dir, step)
     model = config.from_plain(architecture.TransformerConfig, facts["manifest"]["model"])
-    return model, step, facts
+    return dataclasses.replace(model, quantization=None), step, facts
 
 
 def _chosen(run_dir: str, step: int | None) -> int:

@@ -67,6 +67,7 @@ ONE_OWNER = {
     "gin": {"config"},
     "orbax": {"checkpoint"},
     "flax": {"model"},
+    "qwix": {"model.quantized"},
     "transformers": {"export_check"},
     "tokenizers": {"batches.encoders", "export", "evals", "importing.llama2c_tokenizer"},
     "safetensors": {"model.tensor_files"},

@@ -25,6 +25,7 @@ NUMERICS = (
     "loss_chunk_tokens",
     "attention_kernel",
     "initializer_std",
+    "quantization",
 )
 
 # (run, step or None for the newest) -> (model, step, the checkpoint's JSON items)

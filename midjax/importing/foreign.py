@@ -58,6 +58,7 @@ NUMERICS = (
     "remat",
     "loss_chunk_tokens",
     "attention_kernel",
+    "quantization",
 )
 _MOST_LISTED = 12
 # How the reasons in `Foreign.left_out` begin for what was read for a number in it.

@@ -22,6 +22,10 @@ AttentionKernel = Literal["auto", "blocked", "splash", "splash_interpret"]
 
 Routing = Literal["softmax", "sparsemixer"]
 
+QuantizedDtype = Literal["int8", "float8"]
+QuantizedGradients = Literal["none", "inputs", "all"]
+QuantizedPart = Literal["attention", "mlp"]
+
 _SIZES = ("vocab_size", "dim", "layers", "heads", "kv_heads", "head_dim", "ffn_dim",
           "context_tokens", "loss_chunk_tokens")  # fmt: skip
 _ABOVE_ZERO = ("norm_eps", "initializer_std", "attention_scale", "attention_softcap",
@@ -85,6 +89,40 @@ class Experts:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """Which products of a layer are computed in 8 bits in training; see `quantized`.
+
+    Embedding, head, router, norms, scores and experts never are.
+
+    Attributes:
+      dtype: "int8"; "float8": e4m3 for weights and activations, e5m2 for gradients (2209.05433).
+      gradients: what of the backward pass is in 8 bits. "none": nothing; "inputs": the gradients of
+        a product's inputs, and those of the weights, which are sums over all tokens, are not
+        (SwitchBack, 2304.13013); "all": both.
+      parts: of a layer: "attention" is its four projections, "mlp" its three products.
+    """
+
+    dtype: QuantizedDtype
+    gradients: QuantizedGradients = "inputs"
+    parts: tuple[QuantizedPart, ...] = ("attention", "mlp")
+
+    def __post_init__(self) -> None:
+        allowed = {"dtype": QuantizedDtype, "gradients": QuantizedGradients}
+        for name, choice in allowed.items():
+            if getattr(self, name) not in get_args(choice):
+                raise ValueError(
+                    f"Quantization.{name} is {getattr(self, name)!r}; "
+                    f"allowed: {', '.join(get_args(choice))}."
+                )
+        known = get_args(QuantizedPart)
+        if not self.parts or sorted(set(self.parts) & set(known)) != sorted(self.parts):
+            raise ValueError(
+                f"Quantization.parts names parts of a layer, of {', '.join(known)}, each once; got "
+                f"{self.parts}. For no part set TransformerConfig.quantization = None."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
     """Shape and numerics of the model.
 
@@ -129,6 +167,8 @@ class TransformerConfig:
       head_dtype: the head's weights are rounded to it; None is compute_dtype. MaxText rounds a tied
         head to bfloat16 whatever else it computes in.
       attention_kernel: "auto" is "splash" on TPU and "blocked" elsewhere.
+      quantization: products in 8 bits, in training: what a checkpoint is evaluated and exported
+        with is never quantized. None for none.
     """
 
     vocab_size: int
@@ -169,6 +209,7 @@ class TransformerConfig:
     dense_layers: tuple[int, ...] = ()
     attention_kernel: AttentionKernel = "auto"
     head_dtype: Dtype | None = None
+    quantization: Quantization | None = None
 
     def __post_init__(self) -> None:
         for name in _SIZES:
@@ -200,6 +241,12 @@ class TransformerConfig:
         for one in (self.rope, self.window_rope):
             if one is not None:
                 rope_lib.check_head_dim(one, self.head_dim)
+        if self.quantization and self.experts and "mlp" in self.quantization.parts:
+            raise ValueError(
+                f"Quantization.parts = {self.quantization.parts} with experts: their grouped "
+                "products have no 8-bit kernel (JAX's megablox takes bfloat16 and float32). Set "
+                "Quantization.parts = ('attention',)."
+            )
 
     def _check_layers(self) -> None:
         known = get_args(LayerType)

@@ -14,6 +14,7 @@ G = N / K query heads per key head, H head size.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 
@@ -23,7 +24,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from midjax.model import architecture, context, sharding, splash
+from midjax.model import architecture, context, products, sharding, splash
 
 # Remat policies that save this name keep what the backward pass needs of the forward pass.
 NAME = "attention"
@@ -302,20 +303,18 @@ def _block(
     batch, length, heads, head_dim = q_BTNH.shape
     kv_heads = k_BSKH.shape[2]
     q_BTKGH = q_BTNH.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
-    scores_BKGTS = jnp.einsum(
-        "BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32
-    )
+    scores_BKGTS = _einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH)
     scores_BKGTS = jnp.where(allowed_BTS[:, None, None], options.capped(scores_BKGTS), _MASKED)
     # The softmax's division comes after the product with v, on [T, H] instead of [T, S]; the
     # gradient through the maximum cancels.
     top_BKGT1 = jax.lax.stop_gradient(scores_BKGTS.max(axis=-1, keepdims=True))
     raised_BKGTS = jnp.exp(scores_BKGTS - top_BKGT1)
     total_BKGT1 = raised_BKGTS.sum(axis=-1, keepdims=True)
-    out_BKGTH = jnp.einsum(
-        "BKGTS,BSKH->BKGTH",
-        raised_BKGTS.astype(v_BSKH.dtype),
-        v_BSKH,
-        preferred_element_type=jnp.float32,
-    )
+    out_BKGTH = _einsum("BKGTS,BSKH->BKGTH", raised_BKGTS.astype(v_BSKH.dtype), v_BSKH)
     out_BTKGH = (out_BKGTH / total_BKGT1).astype(v_BSKH.dtype).transpose(0, 3, 1, 2, 4)
     return out_BTKGH.reshape(batch, length, heads, head_dim)
+
+
+def _einsum(spec: str, a: Array, b: Array) -> Array:
+    """In float32, of operands in any dtype."""
+    return products.wide(functools.partial(jnp.einsum, spec), a, b)

@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ from flax import nnx
 from jax import ad_checkpoint
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from midjax.model import architecture, attention, moe, rope, sharding
+from midjax.model import architecture, attention, moe, quantized, rope, sharding
 from midjax.model import context as context_lib
 
 _ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
@@ -31,6 +30,8 @@ _ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
 }
 _HIDDEN_AXES = ("batch", "length", None)
+
+Product = Callable[[Array, Array], Array]
 
 
 def activation(name: str) -> Callable[[Array], Array]:
@@ -46,12 +47,15 @@ def scale_norm(
     The mean is in float32 and the result in x's dtype. In bfloat16 transformers' Llama multiplies
     after rounding to that dtype, as here for "rms", and its Gemma before, as here for
     "rms_plus_one". Its OLMo 2 multiplies before, too: there we are one rounding apart.
+
+    The product itself is in float32 always: the weight's gradient, a sum over all tokens, is too.
     """
     x32 = x.astype(jnp.float32)
     x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
     if kind == "rms_plus_one":
         return (x32 * (1 + weight.astype(jnp.float32))).astype(x.dtype)
-    return x32.astype(x.dtype) * weight.astype(x.dtype)
+    x32, weight32 = (value.astype(x.dtype).astype(jnp.float32) for value in (x32, weight))
+    return (x32 * weight32).astype(x.dtype)
 
 
 def layer_norm(
@@ -71,24 +75,29 @@ def project(
     x: Float[Array, "B T *inner"],
     weights: Float[Array, "*inner_and_outer"],
     dtype: architecture.Dtype,
+    product: Product = jnp.matmul,
 ) -> Float[Array, "B T *outer"]:
     """x times weights over all of x's axes but B and T, as one product of two matrices."""
     inner = x.ndim - 2
     width = math.prod(x.shape[2:])
-    y = by_token(x.reshape(*x.shape[:2], width), weights.astype(dtype).reshape(width, -1))
+    flat = x.reshape(*x.shape[:2], width)
+    y = by_token(flat, weights.astype(dtype).reshape(width, -1), product)
     return y.reshape(*x.shape[:2], *weights.shape[inner:])
 
 
 def by_token(
-    x_BTX: Float[Array, "B T X"], weights_XY: Float[Array, "X Y"], dtype: Any = None
+    x_BTX: Float[Array, "B T X"], weights_XY: Float[Array, "X Y"], product: Product
 ) -> Float[Array, "B T Y"]:
-    """x times weights, the result in `dtype` (x's own for None).
+    """x times weights.
 
     On a CPU the gradient of the product with B and T apart is more than twice as slow: XLA then
     lays an operand out transposed and leaves its fast kernel. But where the mesh splits T, B and T
     must stay apart: no device could hold its part of the two as one axis, and all would gather T.
+
+    Args:
+      x_BTX, weights_XY: the factors.
+      product: [.., X] times [X, Y], for any axes in front.
     """
-    product = functools.partial(jnp.matmul, preferred_element_type=dtype)
     if context_lib.shards(jax.sharding.get_abstract_mesh().shape) > 1:
         return product(x_BTX, weights_XY)
     flat = product(x_BTX.reshape(-1, x_BTX.shape[2]), weights_XY)
@@ -240,10 +249,14 @@ class Layer(_Normed):
         x_BTD = x_BTD + self._norm("mlp_post_norm", y_BTD)
         return sharding.constrain(x_BTD, _HIDDEN_AXES), aux
 
-    def _project(self, x: Array, weights: nnx.Param, bias: str) -> Array:
-        y = project(x, weights[...], self.config.compute_dtype)
+    def _project(
+        self, part: architecture.QuantizedPart, x: Array, weights: nnx.Param, bias: str
+    ) -> Array:
+        product = quantized.product(self.config.quantization, part)
+        y = project(x, weights[...], self.config.compute_dtype, product)
         added = getattr(self, bias, None)
-        return y if added is None else y + added[...].astype(y.dtype)
+        # Added in float32: the bias's gradient, a sum over all tokens, is too.
+        return y if added is None else (y.astype(jnp.float32) + added[...]).astype(y.dtype)
 
     def _qk_norm(self, x: Array, weight: nnx.Param) -> Array:
         """RMSNorm of queries or keys [B, T, heads, H], over each head or over all of them."""
@@ -256,9 +269,9 @@ class Layer(_Normed):
     def _attend(self, y_BTD: Float[Array, "B T D"], context: Context) -> Float[Array, "B T D"]:
         config = self.config
         heads, kv_heads = (("batch", "length", n, "head_dim") for n in ("heads", "kv_heads"))
-        q_BTNH = self._project(y_BTD, self.wq, "q_bias")
-        k_BTKH = self._project(y_BTD, self.wk, "k_bias")
-        v_BTKH = self._project(y_BTD, self.wv, "v_bias")
+        q_BTNH = self._project("attention", y_BTD, self.wq, "q_bias")
+        k_BTKH = self._project("attention", y_BTD, self.wk, "k_bias")
+        v_BTKH = self._project("attention", y_BTD, self.wv, "v_bias")
         if config.qk_norm != "none":
             q_BTNH = self._qk_norm(q_BTNH, self.q_norm)
             k_BTKH = self._qk_norm(k_BTKH, self.k_norm)
@@ -283,16 +296,17 @@ class Layer(_Normed):
             window_tokens=config.window_of(self.kind),
             softcap=config.attention_softcap,
         )
-        return ad_checkpoint.checkpoint_name(self._project(out_BTNH, self.wo, "out_bias"), "out")
+        added_BTD = self._project("attention", out_BTNH, self.wo, "out_bias")
+        return ad_checkpoint.checkpoint_name(added_BTD, "out")
 
     def _mlp(self, y_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        gate_BTF = ad_checkpoint.checkpoint_name(
-            self._project(y_BTD, self.w_gate, "gate_bias"), "gate"
-        )
-        up_BTF = ad_checkpoint.checkpoint_name(self._project(y_BTD, self.w_up, "up_bias"), "up")
+        gate_BTF = self._project("mlp", y_BTD, self.w_gate, "gate_bias")
+        up_BTF = self._project("mlp", y_BTD, self.w_up, "up_bias")
+        gate_BTF = ad_checkpoint.checkpoint_name(gate_BTF, "gate")
+        up_BTF = ad_checkpoint.checkpoint_name(up_BTF, "up")
         hidden_BTF = activation(self.config.activation)(gate_BTF) * up_BTF
         hidden_BTF = sharding.constrain(hidden_BTF, ("batch", "length", "mlp"))
-        return self._project(hidden_BTF, self.w_down, "down_bias")
+        return self._project("mlp", hidden_BTF, self.w_down, "down_bias")
 
     def _mix(
         self, y_BTD: Float[Array, "B T D"], context: Context

@@ -27,7 +27,7 @@ from flax import nnx
 from jax import ad_checkpoint
 from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray
 
-from midjax.model import architecture, documents, layers, moe, remat, rope, sharding
+from midjax.model import architecture, documents, layers, moe, products, remat, rope, sharding
 
 Params = dict[str, Any]
 
@@ -358,7 +358,9 @@ def logits(
     if config.tied_head:
         weights_DV = weights_DV.T
     weights_DV = weights_DV.astype(config.head_dtype or config.compute_dtype)
-    logits_BTV = layers.by_token(hidden_BTD, weights_DV, jnp.float32)
+    logits_BTV = layers.by_token(
+        hidden_BTD, weights_DV, functools.partial(products.wide, jnp.matmul)
+    )
     if config.logits_scale is not None:
         logits_BTV *= config.logits_scale
     if config.head_bias:

@@ -33,6 +33,7 @@ _FREE = (
     "remat",
     "loss_chunk_tokens",
     "initializer_std",
+    "quantization",
 )
 
 

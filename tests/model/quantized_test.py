@@ -201,7 +201,8 @@ def test_experts_have_no_8_bit_products():
 
 @pytest.mark.parametrize("parts", [(), ("mlp", "mlp")])
 def test_parts_are_named_once(parts):
-    with pytest.raises(ValueError, match=r"of attention, mlp, each once; got .*quantization = None"):
+    message = r"of attention, mlp, each once; got .*quantization = None"
+    with pytest.raises(ValueError, match=message):
         architecture.Quantization(dtype="int8", parts=parts)
 
 

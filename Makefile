@@ -16,7 +16,7 @@ found = $(or $(call version,$(PYTHON)),no Python)
 asked = $(if $(filter-out file,$(origin PYTHON)),$(call version,$(PYTHON)))
 installed = $(call version,$(BIN)/python)
 
-.PHONY: help demo test lint bench-data bench-import bench-long-context clean check-python
+.PHONY: help demo test lint bench-data bench-import bench-long-context bench-low-precision clean check-python
 .DEFAULT_GOAL := help
 
 help:
@@ -26,6 +26,7 @@ help:
 	@echo "make bench-data           packing, mixing and tokenizing against seqio, Grain and tokenizers"
 	@echo "make bench-import         host memory of importing and exporting a 1B checkpoint"
 	@echo "make bench-long-context   memory of Llama-3.1-8B at 131,072 tokens, by the TPU's compiler"
+	@echo "make bench-low-precision  which products a TPU computes in 8 bits, by its compiler"
 	@echo "make clean    remove .venv, build/ and caches"
 	@echo "PYTHON=python3.12 chooses the interpreter for .venv: one of $(SUPPORTED)"
 
@@ -48,6 +49,9 @@ bench-import: $(STAMPS)/run
 
 bench-long-context: $(STAMPS)/tpu
 	$(BIN)/python tests/bench/long_context_tpu.py
+
+bench-low-precision: $(STAMPS)/tpu
+	$(BIN)/python tests/bench/low_precision_tpu.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Verbs through the command line, on a tiny run."""
 
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -13,6 +14,7 @@ import tiny_run as tiny
 import midjax
 from midjax import __main__ as cli
 from midjax import checkpoint, config, verbs
+from midjax.model import architecture
 from midjax.train import recipe as recipe_lib
 
 
@@ -112,6 +114,14 @@ def test_a_moved_run_resumes_and_is_read(tmp_path, recipe):
         checkpoint.CheckpointError, match=r"holds the checkpoints \[4\], asked for 3"
     ):
         verbs.checkpoint_of(str(tmp_path / "moved"), 3)
+
+
+def test_a_run_that_trained_in_8_bits_is_read_without(monkeypatch):
+    model = tiny.model(quantization=architecture.Quantization(dtype="int8"))
+    manifest = {"model": dataclasses.asdict(model)}
+    monkeypatch.setattr(checkpoint, "steps", lambda run: [4])
+    monkeypatch.setattr(checkpoint, "read_facts", lambda run, step: {"manifest": manifest})
+    assert verbs.checkpoint_of("run", None)[0] == tiny.model()
 
 
 def test_config_json_is_what_was_run(tmp_path, recipe):

@@ -11,7 +11,7 @@ import tiny_run as tiny
 
 from midjax import checkpoint, lineage
 from midjax.importing import recipe as importing
-from midjax.model import hf, rope
+from midjax.model import architecture, hf, rope
 from midjax.train import continuity, loop, prepare, start
 
 
@@ -272,3 +272,13 @@ def test_without_moments_weights_are_all_that_can_be_kept(foreign):
 def test_a_run_cannot_go_on_in_the_folder_of_an_import(foreign):
     with pytest.raises(start.StartError, match="Give the run a folder of its own"):
         prepare.prepare(from_maxtext(foreign, run_dir=str(foreign / "maxtext")))
+
+
+def test_a_checkpoint_goes_on_in_8_bits_and_back():
+    plain = tiny.model()
+    quantized = tiny.model(quantization=architecture.Quantization(dtype="int8"))
+    for there, recipe in ((plain, quantized), (quantized, plain)):
+        continuity.model("there", dataclasses.asdict(there), recipe)
+    older = dataclasses.asdict(plain)
+    del older["quantization"]  # written before there was the field
+    continuity.model("there", older, quantized)

@@ -92,7 +92,12 @@ def compiled(config: architecture.TransformerConfig, mesh: jax.sharding.Mesh, to
     optimizer = optimizer_lib.make(adamw)
     prepared = types.SimpleNamespace(
         config=types.SimpleNamespace(
-            model=config, optimizer=adamw, state_sharding="as_params", state_memory="device"
+            model=config,
+            optimizer=adamw,
+            state_sharding="as_params",
+            state_memory="device",
+            spikes=None,
+            ema=None,
         ),
         optimizer=optimizer,
     )

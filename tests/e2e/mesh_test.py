@@ -51,6 +51,10 @@ def mesh_of(sizes):
     return sharding.Mesh(**({"data": 1, "fsdp": 1, "tensor": 1} | sizes))
 
 
+def half(root):
+    return tiny.replace(root, train_tokens=root.train_tokens // 2)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Every run on several devices, by the ordinary verb: one process for each number of them."""
@@ -61,11 +65,14 @@ def folder(tmp_path_factory):
         name: recipe(folder, name, mesh=mesh_of(sizes), **EXPERTS)
         for name, sizes in EXPERT_MESHES.items()
     }
-    half = recipe(folder, "moved", mesh=mesh_of(MESHES["mesh-4"]))
-    roots["moved"] = tiny.replace(half, train_tokens=half.train_tokens // 2)
+    roots["moved"] = half(recipe(folder, "moved", mesh=mesh_of(MESHES["mesh-4"])))
+    roots["fewer"] = half(recipe(folder, "fewer", mesh=mesh_of(MESHES["mesh-4"])))
+    roots["more"] = recipe(folder, "more", mesh=mesh_of(MESHES["mesh-4"]))
+    loop.run(half(recipe(folder, "more")))
     for name, root in roots.items():
         config.save(root, folder / ("2" if name == "mesh-2" else "4") / name)
-    for count in (2, 4):
+    config.save(recipe(folder, "fewer", mesh=mesh_of(MESHES["mesh-2"])), folder / "2" / "fewer")
+    for count in (4, 2):
         devices.run_script(__file__, folder, count=count)
     loop.run(recipe(folder, "one"))
     loop.run(recipe(folder, "experts", **EXPERTS))
@@ -100,6 +107,12 @@ def test_a_checkpoint_of_four_devices_goes_on_on_one(folder):
     assert checkpoint.steps(str(folder / "moved"))[-1] == STEPS // 2
     loop.run(recipe(folder, "moved"))
     assert losses(folder, "moved") == pytest.approx(losses(folder, "one"), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["fewer", "more"])
+def test_a_run_goes_on_on_other_devices(folder, name):
+    """From four devices (fsdp 2, tensor 2) to two (fsdp 2), and from one to four."""
+    assert losses(folder, name) == pytest.approx(losses(folder, "one"), rel=1e-5)
 
 
 @pytest.mark.parametrize("microbatches", [2, 4])

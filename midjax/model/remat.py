@@ -6,7 +6,7 @@ A layer names its values (`checkpoint_name`): layer_input; query, key, value (ro
 neither saves nor offloads is made again from what it keeps.
 
     none                everything is saved
-    dots                products with weights
+    dots                products with weights; those in 8 bits are made again
     full                the layers' inputs only
     save_attention      + attention, whose remaking costs a whole attention
     save_projections    + query, key, value, attention, out, gate, up

@@ -16,7 +16,8 @@ from midjax.batches import batch as batch_lib
 from midjax.batches import loader, shards
 from midjax.mixture import stages
 from midjax.model import architecture, rope, sharding
-from midjax.train import loop, optimizer, recipe, start, step
+from midjax.train import loop, recipe, start, step
+from midjax.train.optimizers import adamw
 from midjax.train.schedules import phases
 
 
@@ -42,7 +43,9 @@ def write_tokens(size: contest.Size, folder: str, *, documents: int, tokens: int
     shards.write(folder, made, facts=facts, shard_tokens=1 << 22)
 
 
-def config(size: contest.Size, tokens: str, run_dir: str, *, steps: int) -> recipe.Train:
+def config(
+    size: contest.Size, tokens: str, run_dir: str, *, steps: int, save_every: int | None = None
+) -> recipe.Train:
     """A recipe of `midjax train` that reads the folder `tokens`."""
     return recipe.Train(
         run_dir=run_dir,
@@ -56,10 +59,9 @@ def config(size: contest.Size, tokens: str, run_dir: str, *, steps: int) -> reci
             row_tokens=size.row_tokens,
             batch_rows=size.batch_rows,
         ),
-        optimizer=optimizer.AdamW(
+        optimizer=adamw.AdamW(
             b1=contest.B1, b2=contest.B2, eps=contest.EPS, weight_decay=contest.WEIGHT_DECAY,
-            decay_embedding=True, decay_norms=True, clip_norm=contest.CLIP_NORM,
-            moments_dtype="float32",
+            clip_norm=contest.CLIP_NORM, mu_dtype="float32", nu_dtype="float32",
         ),
         schedule=phases.Schedule(
             peak_lr=contest.LR, start_lr=0.0, final_lr=0.0, warmup_steps=0, warmup_tokens=None,
@@ -75,7 +77,9 @@ def config(size: contest.Size, tokens: str, run_dir: str, *, steps: int) -> reci
         microbatches=1,
         max_consecutive_skips=3,
         mesh=sharding.Mesh(data=1, fsdp=-1, tensor=1),
-        checkpoint=checkpoint.Keep(every_steps=steps, last=1, forever_every_steps=None),
+        checkpoint=checkpoint.Keep(
+            every_steps=save_every or steps, last=1, forever_every_steps=None
+        ),
         seed=0,
     )  # fmt: skip
 

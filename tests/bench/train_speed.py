@@ -184,7 +184,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("sizes", nargs="*", choices=[*contest.SIZES, []], default=[])
+    parser.add_argument("sizes", nargs="*", help=f"of {', '.join(contest.SIZES)}; all if none")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=["steps", "loop", "start"])
     args = parser.parse_args()

@@ -70,7 +70,7 @@ def make(size: contest.Size) -> tuple[Callable[[], float], int]:
 
 
 def count(state: Any) -> int:
-    """Parameters of the model: those of the optimizer's state and of the random numbers left out."""
+    """Parameters of the model, without the state of its optimizer and of random numbers."""
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
     model = [x for path, x in leaves if "optimizer" not in jax.tree_util.keystr(path)]
     return sum(x.size for x in model if jnp.issubdtype(x.dtype, jnp.floating))

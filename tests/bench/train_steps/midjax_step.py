@@ -70,7 +70,7 @@ def config(
         loss=step.Loss(z_loss_weight=0.0),
         start=start.Start(
             kind="fresh", run=None, step=None, huggingface=None, keep=(), reset=(),
-            allow_lr_jump=False,
+            allow_lr_jump=None,
         ),
         train_tokens=steps * size.batch_tokens,
         batch_lr_rule="none",

@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 SUPPORTED := 3.11 3.12 3.13
+# For bench-train alone: MaxText wants 3.12.
+MAXTEXT_PYTHON ?= python3.12
 
 # Tests and the demo run on the CPU unless told otherwise.
 export JAX_PLATFORMS ?= cpu
@@ -16,7 +18,7 @@ found = $(or $(call version,$(PYTHON)),no Python)
 asked = $(if $(filter-out file,$(origin PYTHON)),$(call version,$(PYTHON)))
 installed = $(call version,$(BIN)/python)
 
-.PHONY: help demo test lint bench-data bench-import bench-long-context bench-low-precision clean check-python
+.PHONY: help demo test lint bench-data bench-import bench-long-context bench-low-precision bench-train clean check-python
 .DEFAULT_GOAL := help
 
 help:
@@ -27,6 +29,7 @@ help:
 	@echo "make bench-import         host memory of importing and exporting a 1B checkpoint"
 	@echo "make bench-long-context   memory of Llama-3.1-8B at 131,072 tokens, by the TPU's compiler"
 	@echo "make bench-low-precision  which products a TPU computes in 8 bits, by its compiler"
+	@echo "make bench-train          the train step against JAX, Levanter, MaxText and PyTorch; start-up; the loop"
 	@echo "make clean    remove .venv, build/ and caches"
 	@echo "PYTHON=python3.12 chooses the interpreter for .venv: one of $(SUPPORTED)"
 
@@ -52,6 +55,9 @@ bench-long-context: $(STAMPS)/tpu
 
 bench-low-precision: $(STAMPS)/tpu
 	$(BIN)/python tests/bench/low_precision_tpu.py
+
+bench-train: $(STAMPS)/test $(STAMPS)/levanter $(STAMPS)/maxtext
+	$(BIN)/python tests/bench/train_speed.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
@@ -98,3 +104,22 @@ $(STAMPS)/dev: pyproject.toml constraints.txt $(STAMPS)/venv | check-python
 $(STAMPS)/tpu: pyproject.toml constraints.txt $(STAMPS)/venv | check-python
 	$(call install,.[tpu])
 	@touch $(STAMPS)/run $@
+
+# Peers of bench-train. What cannot be installed here is told in its table, and stops nothing.
+# Levanter leaves chex and gitpython out of what it needs.
+PEERS := build/bench
+
+$(STAMPS)/levanter: | $(STAMPS)/run
+	@mkdir -p $(PEERS)
+	@rm -rf $(PEERS)/levanter
+	-$(BIN)/python -m venv $(PEERS)/levanter && $(PEERS)/levanter/bin/python -m pip install --quiet \
+	  levanter==1.2.dev1644 "jax==$$($(BIN)/python -c 'import jax; print(jax.__version__)')" chex gitpython \
+	  || rm -rf $(PEERS)/levanter
+	@touch $@
+
+$(STAMPS)/maxtext: | $(STAMPS)/run
+	@mkdir -p $(PEERS)
+	@rm -rf $(PEERS)/maxtext
+	-$(MAXTEXT_PYTHON) -m venv $(PEERS)/maxtext && $(PEERS)/maxtext/bin/python -m pip install --quiet \
+	  "maxtext[tpu]==0.2.5" || rm -rf $(PEERS)/maxtext
+	@touch $@

@@ -18,6 +18,7 @@ A stage is a JSON object, and the oldest comes first. What is not a run of midja
 Each checkpoint holds all of them, so nothing is lost with the folder of an older run.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -121,12 +122,14 @@ def totals(stages: Iterable[Stage]) -> dict[str, int]:
     """Source -> tokens that these stages drew of it, forebears of averages included.
 
     A run that several ingredients of an average come from counts once, as far as any of them
-    followed it. Sources are told apart by name; what was drawn before an import is not known.
+    followed it. Runs are told apart by their folder and by what they began from, as a folder's name
+    may be used again; sources by name. What was drawn before an import is not known.
     """
-    furthest: dict[str, Stage] = {}
-    for one in _runs(stages):
-        if one["step"] >= furthest.get(one["run"], one)["step"]:
-            furthest[one["run"]] = one
+    furthest: dict[tuple[str, str], Stage] = {}
+    for parent, one in _runs(stages):
+        key = one["run"], parent
+        if one["step"] >= furthest.get(key, one)["step"]:
+            furthest[key] = one
     summed: dict[str, int] = {}
     for one in furthest.values():
         for name, tokens in one.get("tokens by source", {}).items():
@@ -134,10 +137,13 @@ def totals(stages: Iterable[Stage]) -> dict[str, int]:
     return dict(sorted(summed.items()))
 
 
-def _runs(stages: Iterable[Stage]) -> Iterable[Stage]:
+def _runs(stages: Iterable[Stage]) -> Iterable[tuple[str, Stage]]:
+    """(what it began from, stage) of every run."""
+    parent = ""
     for one in stages:
         if "run" in one:
-            yield one
+            yield parent, one
+        parent = one.get("hash") or files.sha256(json.dumps(one, sort_keys=True).encode())
         for ingredient in one.get("average of", {}).get("ingredients", ()):
             yield from _runs(ingredient.get("stages, oldest first", ()))
 

@@ -118,6 +118,7 @@ LOOSE_WHEN_RESUMING = (
     # Batches are what was asked for from here on; those before stay what they were.
     "data.batch_rows",
     "batch_lr_rule",
+    "start.allow_lr_jump",
     # How the run is guarded; what was done stays done.
     "max_consecutive_skips",
     "spikes",
@@ -142,7 +143,7 @@ def _guard_train(root: Any) -> Any:
       The `train.extend.Extension` of a run whose end is moved, else None.
     """
     from midjax import checkpoint, config, log
-    from midjax.train import extend
+    from midjax.train import extend, start
 
     if not checkpoint.steps(root.run_dir):
         return None
@@ -151,7 +152,12 @@ def _guard_train(root: Any) -> Any:
     loose = LOOSE_WHEN_RESUMING + (extend.LOOSE if longer else ())
     for line in config.guard_resume(root, root.run_dir, loose):
         log.say(f"changed since this run began: {line}")
-    return extend.check(config.load_run(root.run_dir, "train"), root) if longer else None
+    while longer:
+        try:
+            return extend.check(config.load_run(root.run_dir, "train"), root)
+        except checkpoint.DamagedError as error:
+            start.set_aside_damaged(error)
+    return None
 
 
 def _has_config(run_dir: str) -> bool:
@@ -176,6 +182,8 @@ def _train(root: Any, watch: Any) -> None:
     from midjax.train import extend, loop
 
     begun = loop.begin(root, watch)  # a recipe that cannot run leaves no run directory behind
+    if extension is not None and extension.step != begun.prepared.first_step:
+        extension = _guard_train(root)  # the checkpoint that it was checked with is damaged
     if extension is not None:
         extend.record(extension, root.run_dir)
     config.save(root, root.run_dir)

@@ -141,3 +141,11 @@ def test_older_checkpoints_are_looked_up(three):
     shutil.rmtree(folder / "a")
     gone, _ = lineage.of(str(folder / "b"), 8)
     assert gone == {"run": str(folder / "a"), "step": 4} and lineage.where(gone) == "gone"
+
+
+def test_a_folder_whose_name_is_used_again_is_another_run():
+    def one(run, step, tokens):
+        return {"run": run, "step": step, "tokens by source": {"a": tokens}}
+
+    chain = [one("run", 100, 10), one("anneal", 5, 3), one("run", 50, 5)]
+    assert lineage.totals(chain) == {"a": 18}

@@ -153,6 +153,10 @@ def imported(origin: start_lib.Origin) -> None:
             f"{where} holds no position in any data. Put 'data' and 'rng' in Start.reset, or use "
             "Start.kind = 'anneal'."
         )
+    if "schedule" in origin.parts and origin.manifest["schedule_count"] is None:
+        raise start_lib.StartError(
+            f"{where} holds no position on any schedule. Put 'schedule' in Start.reset."
+        )
     if "moments" in origin.parts and origin.manifest["adam_count"] is None:
         raise start_lib.StartError(
             f"{where} holds no moments of Adam, as its source had none. Use Start.kind = 'weights'."
@@ -170,16 +174,16 @@ def learning_rate(
       factor: by which the batch rule, which the recipe named, changes the rate for another batch.
 
     Returns:
-      The jump of this run, for its manifest: {"from", "to", "reason"}; None where there was none.
+      The newest jump of this run, for its manifest: {"from", "to", "reason", "step"}, with the one
+      before it as "earlier"; None where there was none.
     """
-    if origin.kind == "own":
-        return origin.manifest["lr"].get("jump")
+    earlier = origin.manifest["lr"].get("jump") if origin.kind == "own" else None
     before = origin.lr_in_force
     if before is None or "moments" not in origin.parts:
-        return None
+        return earlier
     before *= factor
     if abs(first_lr - before) <= LR_TOLERANCE * max(before, first_lr):
-        return None
+        return earlier
     jump = (
         f"the learning rate in force at {origin.run}, step {origin.step}, is {before:.6g}"
         + (f" (for this batch, {factor:.6g} times what it was)" if factor != 1 else "")
@@ -187,11 +191,22 @@ def learning_rate(
     )
     if start.allow_lr_jump is None:
         raise start_lib.StartError(
-            f"Learning rate jump: {jump}. Set Schedule.peak_lr = 'checkpoint' to go on from it, or "
-            "say why it may jump in Start.allow_lr_jump."
+            f"Learning rate jump: {jump}. "
+            + (
+                "Undo what moved it (the batch, its rule, the phases), or "
+                if origin.kind == "own"
+                else "Set Schedule.peak_lr = 'checkpoint' to go on from it, or "
+            )
+            + "say why it may jump in Start.allow_lr_jump."
         )
     log.say(f"learning rate jump, as asked for ({start.allow_lr_jump}): {jump}")
-    return {"from": before, "to": first_lr, "reason": start.allow_lr_jump}
+    found = {
+        "from": before,
+        "to": first_lr,
+        "reason": start.allow_lr_jump,
+        "step": origin.step if "step" in origin.parts else 0,
+    }
+    return found | {"earlier": earlier} if earlier else found
 
 
 def steps(origin: start_lib.Origin, timeline: timeline_lib.Timeline) -> None:

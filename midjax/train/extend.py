@@ -19,7 +19,7 @@ from midjax.train import start as start_lib
 from midjax.train.schedules import curve as curve_lib
 
 # What may change with the end, besides what any resume may change.
-LOOSE = ("train_tokens", "schedule", "start.allow_lr_jump")
+LOOSE = ("train_tokens", "schedule")
 _UPDATES_AT_ONCE = 1 << 16
 
 
@@ -79,9 +79,8 @@ def check(old: recipe.Train, new: recipe.Train) -> Extension:
             "the phases that are done as they were and append others (Train.schedule = "
             "@Phases()), or begin a new run with Start.run."
         )
-    as_another = dataclasses.replace(origin, kind="resume")  # of its own run nothing is compared
-    factor = after.factor(count) / prepare.factor_there(origin)
-    jump = continuity.learning_rate(as_another, new.start, after.lr(count), factor)
+    factor = prepare.batch_factor(after, origin, count)
+    jump = continuity.learning_rate(origin, new.start, after.lr(count), factor)
     return Extension(
         step=origin.step,
         old_tokens=old.train_tokens,

@@ -232,6 +232,7 @@ def _loop(
         config.run_dir, timeline.tokens(prepared.total_steps), done_tokens=timeline.first_tokens
     )
     compiled: set[int] = set()
+    due = False
     place, last = sharding.batch(begun.mesh), prepared.total_steps
     with contextlib.closing(batches), progress:
         for step in range(prepared.first_step + 1, last + 1):
@@ -257,9 +258,12 @@ def _loop(
             if step == prepared.first_step + 2:  # while the devices are busy
                 with watch.measure("compile"):
                     store.compile(**saving.items(state))
-            due = step % config.checkpoint.every_steps == 0 or step in prepared.phase_ends
+            due |= step % config.checkpoint.every_steps == 0 or step in prepared.phase_ends
             if due or step == last:
                 recorder.flush()  # a checkpoint never has less behind it than its metrics say
+                if recorder.watch.steps and step != last:
+                    continue  # among skipped updates it would push out the good ones: later
+                due = False
                 with watch.measure("checkpoint"):
                     saving.save(prepared, store, step, state, recorder.watch.steps)
                 watch.saved(step)

@@ -198,7 +198,7 @@ def prepare(config: recipe.Train) -> Prepared:
     taken = _check_model(origin, config.model, opt_state, mixed.opened.tokenizer_hash)
     continuity.same_rows(origin, mixed.position, mixed.loader)
     count = mixed.timeline.first_count
-    factor = curve.factor(count) / factor_there(origin)
+    factor = batch_factor(curve, origin, count)
     return Prepared(
         **{field.name: getattr(mixed, field.name) for field in dataclasses.fields(mixed)},
         schedule=curve,
@@ -243,11 +243,12 @@ def _batch_there(origin: start_lib.Origin) -> int | None:
     return origin.data["batch_rows"] * origin.data["row_tokens"] if origin.data else None
 
 
-def factor_there(origin: start_lib.Origin) -> float:
-    """What the batch rule of a schedule that goes on had made of the rate in force there."""
-    if "schedule" not in origin.parts:
-        return 1.0
-    return origin.manifest.get("schedule", {}).get("factor", 1.0)
+def batch_factor(curve: curve_lib.Curve, origin: start_lib.Origin, count: int) -> float:
+    """What the batch rule makes of the rate in force where the batch is another one now."""
+    there = _batch_there(origin)
+    if "schedule" in origin.parts and there is not None:
+        return curve.factor_of(curve.clock.batch_tokens(count) / there)
+    return curve.factor(count)
 
 
 def _with_seed(config: recipe.Train, seed: int) -> recipe.Train:

@@ -140,7 +140,9 @@ class Train:
                 "before it would go back."
             )
         kept, needed = self.checkpoint, rollback.after_skips + rollback.skip_steps_before + 1
-        reach = (kept.last - 1) * kept.every_steps
+        # The two saves at a phase's end may lie beside each other.
+        apart = kept.last - (3 if kept.at_phase_ends else 1)
+        reach = max(apart, 0) * kept.every_steps
         if reach < needed and kept.forever_every_steps is None:
             raise ValueError(
                 f"Rollback goes back {needed} updates or more, and {kept.last} checkpoints every "

@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 from midjax import checkpoint, files, log
-from midjax.train import prepare, skips
+from midjax.train import prepare, skips, timeline
 from midjax.train import start as start_lib
 
 FILE = "skipped_steps.json"
@@ -112,6 +112,9 @@ def answer(prepared: prepare.Prepared, streak: skips.StreakError) -> None:
     if target is None:
         why = f"There is no checkpoint at or before step {from_step - 1} to go back to."
         raise _diverged(run_dir, streak, why)
+    if other := _another_run(prepared, target):
+        why = f"To go back to step {target} would undo a change: {other}."
+        raise _diverged(run_dir, streak, why)
     steps = range(from_step, streak.steps[-1] + 1)
     record = {
         "time": round(time.time(), 3),
@@ -139,6 +142,17 @@ def answer(prepared: prepare.Prepared, streak: skips.StreakError) -> None:
         f"skipped ({streak.why}). Going back to step {target}; steps {steps[0]} to {steps[-1]} "
         f"are left out from now on, see {run_dir}/{FILE}"
     )
+
+
+def _another_run(prepared: prepare.Prepared, target: int) -> str | None:
+    """What a resume changed after step `target`, so that steps have other rows from there on."""
+    changed_at = prepared.mixtures[-1]["step"]
+    if target < changed_at:
+        return f"the mixture is another one since step {changed_at}"
+    config = prepared.config
+    there = start_lib.own(config.run_dir, target)
+    line = timeline.of(config.data, config.train_tokens, there)
+    return None if line.clock == prepared.timeline.clock else "batches have another size since"
 
 
 def last_good(run_dir: str, last_step: int) -> int | None:

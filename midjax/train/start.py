@@ -159,8 +159,8 @@ def choose(start: Start, run_dir: str) -> Origin:
       StartError: the named run has no checkpoint, or not that step.
       checkpoint.DamagedError: the JSON of the chosen checkpoint is not what was saved.
     """
-    if own := checkpoint.steps(run_dir):
-        return _origin("own", run_dir, own[-1], frozenset(PARTS))
+    if found := checkpoint.steps(run_dir):
+        return own(run_dir, found[-1])
     if start.huggingface is not None:
         return dataclasses.replace(
             FRESH, kind=start.kind, parts=frozenset(start.parts), huggingface=start.huggingface
@@ -178,6 +178,11 @@ def choose(start: Start, run_dir: str) -> Origin:
         raise StartError(f"Start.step = {start.step}, and {start.run!r} holds the steps {found}.")
     chosen = found[-1] if start.step is None else start.step
     return _origin(start.kind, start.run, chosen, frozenset(start.parts))
+
+
+def own(run_dir: str, step: int) -> Origin:
+    """A run's own checkpoint: all of it is kept."""
+    return _origin("own", run_dir, step, frozenset(PARTS))
 
 
 def _origin(kind: str, run: str, step: int, parts: frozenset[Part]) -> Origin:

@@ -142,7 +142,8 @@ def _summed(
 
     parts = jax.tree.map(split, batch)
     shapes, _ = jax.eval_shape(of_rows, params, jax.tree.map(lambda x: x[0], parts))
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    # Sums of gradients in float32, whatever the parameters are.
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, _summed_in(s.dtype)), shapes)
     summed, (by_row, of_parts) = jax.lax.scan(accumulate, zeros, parts)
     return summed, by_row.swapaxes(0, 1).reshape(-1), of_parts
 
@@ -212,6 +213,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: batch_lib.Batch) -> tuple[TrainState, Metrics]:
         noise_is_due = (state.step + 1) % (noise_every_steps or 1) == 0
         grads, sums, loss_by_row, parts = gradients(state.params, batch, noise_is_due)
+        grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)  # for norms and moments
         weight = sums["weight_by_source"].sum()
         mean_loss = sums["nll"] / jnp.maximum(weight, 1.0)
         grad_norm = optax.tree.norm(grads)
@@ -266,7 +268,12 @@ def make_train_step(
 
 
 def _square(tree: Any) -> jax.Array:
-    return jnp.square(optax.tree.norm(tree)).astype(jnp.float32)
+    return jnp.square(optax.tree.norm(jax.tree.map(lambda x: x.astype(jnp.float32), tree)))
+
+
+def _summed_in(dtype: Any) -> Any:
+    floats = jnp.issubdtype(dtype, jnp.floating)
+    return jnp.promote_types(dtype, jnp.float32) if floats else dtype
 
 
 def _noise(parts: dict[str, Any], grad_norm: jax.Array, weight: jax.Array) -> dict[str, jax.Array]:

@@ -42,7 +42,10 @@ class Timeline:
     @property
     def schedule_tokens(self) -> int:
         """Places from the schedule's start to the end of the run."""
-        left = max(self.train_tokens - self.first_tokens, 0)
+        left = self.train_tokens - self.first_tokens
+        # The last batch of a run may reach beyond its end, and its schedule does not.
+        if left <= -self.clock.batch_tokens(self.first_count - 1):
+            left = 0
         return math.ceil(self.clock.tokens(self.first_count)) + left
 
     @property

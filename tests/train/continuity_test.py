@@ -29,7 +29,8 @@ def test_a_jump_of_the_rate_must_be_asked_for(source, capsys):
     asked = tiny.begin("anneal", run=str(source / "run"), allow_lr_jump="a better rate")
     config = tiny.anneal(source, "jump", schedule=up, start=asked)
     jump = prepare.prepare(config).lr_jump
-    assert jump == {"from": pytest.approx(0.01), "to": 0.02, "reason": "a better rate"}
+    told = {"from": pytest.approx(0.01), "to": 0.02, "reason": "a better rate", "step": 0}
+    assert jump == told
     assert "learning rate jump, as asked for (a better rate)" in capsys.readouterr().out
 
 

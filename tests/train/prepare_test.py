@@ -7,6 +7,7 @@ import pytest
 import tiny_run as tiny
 
 from midjax import checkpoint
+from midjax.batches import starts
 from midjax.train import loop, prepare, start, timeline
 from midjax.train.schedules import phases
 
@@ -60,7 +61,8 @@ def test_a_schedule_of_phases_resumed_branched_and_begun_again(source):
     }  # fmt: skip
     assert manifest["tokens"] == 4 * 128
     assert manifest["peak_lr"] == 0.05 and manifest["schedule_count"] == 4
-    assert manifest["lr"] == pytest.approx({"last": wanted[3], "next": wanted[4]}, rel=1e-6)
+    rates = [manifest["lr"][name] for name in ("first", "last", "next")]
+    assert rates == pytest.approx([0.01, wanted[3], wanted[4]], rel=1e-6)
     own = prepare.prepare(config)
     kept = tiny.begin("resume", run=config.run_dir, step=4)
     branched = prepare.prepare(tiny.anneal(source, "on", start=kept, schedule=re_warm_up()))
@@ -133,6 +135,33 @@ def test_a_jump_beside_the_rule_is_refused(source):
     )  # fmt: skip
     with pytest.raises(start.StartError, match=r"step 8, is 0\.01 and the first .* is 0\.001"):
         prepare.prepare(config)
+
+
+@pytest.mark.parametrize(("rows", "rule"), [(16, "none"), (4, "none"), (4, "sqrt")])
+def test_another_batch_in_the_middle_of_a_decay_in_steps_is_a_jump(source, rows, rule):
+    """6 steps from the end lie elsewhere then: neither the old rate nor the rule's."""
+    config = tiny.train(source, "own", schedule=tiny.wsd(warmup_steps=0, decay_steps=6))
+    loop.run(config)
+    checkpoint.set_aside(config.run_dir, 8)
+    other = dataclasses.replace(
+        config, batch_lr_rule=rule, data=dataclasses.replace(config.data, batch_rows=rows)
+    )
+    with pytest.raises(start.StartError, match=r"Learning rate jump: .* step 4, is .* say why"):
+        prepare.prepare(other)
+    allowed = tiny.begin(allow_lr_jump="a test")
+    prepared = prepare.prepare(dataclasses.replace(other, start=allowed))
+    assert prepared.lr_jump["step"] == 4 and prepared.lr_jump["to"] == prepared.lr(4)
+    assert prepare.prepare(config).lr_jump is None
+
+
+def test_a_rule_that_changes_without_the_batch_is_a_jump(source):
+    ramp = starts.Ramp(rows=(8, 16), start_tokens=(0, 2 * 128))
+    config = tiny.train(source, "own", data=tiny.data(source / "tokens", batch_rows=ramp), steps=8,
+                        schedule=tiny.wsd(warmup_steps=0))  # fmt: skip
+    loop.run(config)
+    checkpoint.set_aside(config.run_dir, 5)
+    with pytest.raises(start.StartError, match=r"is 0\.01 and the first .* is 0\.02"):
+        prepare.prepare(dataclasses.replace(config, batch_lr_rule="linear"))
 
 
 def test_refusals(source):

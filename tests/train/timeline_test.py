@@ -109,3 +109,16 @@ def test_checkpoints_that_do_not_say_their_tokens_are_counted_in_their_batches()
 def test_a_ramp_asked_at_the_start_of_a_stage_counts_from_there():
     line = timeline.of(data(RAMP), 1500, origin(("params", "moments", "adam_count"), tokens=512))
     assert [line.batch_rows(s) for s in range(1, line.total_steps + 1)] == one_by_one(RAMP, 1500)
+
+
+@pytest.mark.parametrize("over", [1, 40, 127])
+def test_the_last_batch_may_reach_beyond_the_end_and_its_schedule_does_not(over):
+    """A finished run that is looked at again has the curve that it had."""
+    train_tokens = 8 * tiny.B * T - over
+    whole = timeline.of(data(tiny.B), train_tokens, start.FRESH)
+    done = origin(
+        start.PARTS, step=8, count=8, tokens=8 * tiny.B * T, knees=whole.clock.to_json()
+    )  # fmt: skip
+    again = timeline.of(data(tiny.B), train_tokens, done)
+    assert again.schedule_tokens == whole.schedule_tokens == train_tokens
+    assert again.total_steps == whole.total_steps == 8

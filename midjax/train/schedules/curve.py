@@ -130,7 +130,10 @@ class Curve:
         1, n or sqrt(n), where n = batch / reference batch: linear is Goyal et al. 1706.02677, the
         square root Krizhevsky 1404.5997, section 3, and what is usual with Adam (2205.10287).
         """
-        ratio = self.clock.batch_tokens(count) / self.reference_tokens
+        return self.factor_of(self.clock.batch_tokens(count) / self.reference_tokens)
+
+    def factor_of(self, ratio: float) -> float:
+        """`factor` of a batch that is `ratio` times another."""
         return {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[self.batch_rule]
 
     def lr(self, count: int) -> float:

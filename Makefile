@@ -18,7 +18,8 @@ found = $(or $(call version,$(PYTHON)),no Python)
 asked = $(if $(filter-out file,$(origin PYTHON)),$(call version,$(PYTHON)))
 installed = $(call version,$(BIN)/python)
 
-.PHONY: help demo test lint bench-data bench-import bench-long-context bench-low-precision bench-train clean check-python
+.PHONY: help demo test lint bench-data bench-import bench-long-context bench-low-precision bench-train \
+  clean check-python
 .DEFAULT_GOAL := help
 
 help:
@@ -29,7 +30,7 @@ help:
 	@echo "make bench-import         host memory of importing and exporting a 1B checkpoint"
 	@echo "make bench-long-context   memory of Llama-3.1-8B at 131,072 tokens, by the TPU's compiler"
 	@echo "make bench-low-precision  which products a TPU computes in 8 bits, by its compiler"
-	@echo "make bench-train          the train step against JAX, Levanter, MaxText and PyTorch; start-up; the loop"
+	@echo "make bench-train          the train step against Levanter, MaxText and PyTorch; start-up; the loop"
 	@echo "make clean    remove .venv, build/ and caches"
 	@echo "PYTHON=python3.12 chooses the interpreter for .venv: one of $(SUPPORTED)"
 

@@ -12,7 +12,7 @@ def best_fit(sizes: Int[np.ndarray, " pieces"], row_tokens: int) -> Int[np.ndarr
     """The row of each piece by best-fit decreasing: the longest first, where least room is left.
 
     Where that takes more rows than `least_rows`, first-fit is tried as well and the better one is
-    taken: there are never more rows than first-fit's.
+    taken: there are never more rows than first-fit's of the pieces in this order.
     """
     counts = np.bincount(sizes, minlength=row_tokens + 1)
     in_order, rows = _best_fit_decreasing(counts, row_tokens)

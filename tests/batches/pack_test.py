@@ -87,9 +87,15 @@ def test_every_place_once_or_counted(lengths, packing):
     lengths=st.lists(st.integers(2, 60), min_size=1, max_size=80), row_tokens=st.integers(1, 40)
 )
 @hypothesis.settings(max_examples=200, deadline=None)
-def test_best_fit_never_needs_more_rows_than_first_fit(lengths, row_tokens):
+@hypothesis.example(lengths=[10, 30, 12, 56, 54, 57], row_tokens=24)  # one row more than first-fit
+def test_best_fit_is_within_its_bound_of_any_packing(lengths, row_tokens):
+    """Longest first it needs at most 11/9 of the fewest rows and 4 (Johnson et al. 1974).
+
+    First-fit's are no fewer than the fewest. It takes the documents in another order, and so may
+    need fewer rows than best-fit: on few lengths, and here by one.
+    """
     best, first = (plan(lengths, row_tokens, policy) for policy in ("best_fit", "first_fit"))
-    assert best.tokens == first.tokens and len(best) <= len(first)
+    assert best.tokens == first.tokens and 9 * len(best) <= 11 * len(first) + 36
 
 
 def test_fill_on_web_like_lengths():

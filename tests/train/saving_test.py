@@ -31,7 +31,8 @@ def test_a_runs_stages_are_told_whatever_becomes_of_its_parent(source, capsys):
         assert tokens == own["tokens by source"][name] + first["tokens by source"][name]
     rate = own["learning rate"]
     assert [rate["first"], rate["last"]] == pytest.approx([rows[0]["lr"], rows[-1]["lr"]])
-    assert rate["jump"] == {"from": pytest.approx(1e-2), "to": 5e-3, "reason": "a lower rate"}
+    jump = {"from": pytest.approx(1e-2), "to": 5e-3, "reason": "a lower rate", "step": 0}
+    assert rate["jump"] == jump
     text = (source / "anneal" / "config.json").read_bytes()
     assert own["recipe"]["hash"] == hashlib.sha256(text).hexdigest()
     assert first["recipe"] is None and own["recipe"]["content"] == json.loads(text)

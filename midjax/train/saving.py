@@ -51,7 +51,7 @@ def save(
             "jump": prepared.lr_jump,
         },
         "peak_lr": prepared.schedule.peak_lr,
-        "schedule": prepared.schedule.facts() | {"factor": prepared.schedule.factor(count)},
+        "schedule": prepared.schedule.facts(),
         "model": dataclasses.asdict(prepared.config.model),
         "tokenizer_hash": prepared.opened.tokenizer_hash,
         "mixtures": prepared.mixtures,

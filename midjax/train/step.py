@@ -2,6 +2,7 @@
 """The pure step: (state, batch) -> (state, metrics)."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -165,6 +166,39 @@ def _router_metrics(experts: architecture.Experts, routers: moe.Aux) -> Metrics:
     }
 
 
+def _gradients(
+    objective: Callable[..., Any],
+    params: Any,
+    batch: batch_lib.Batch,
+    microbatches: int,
+    noise_is_due: jax.Array | None,
+) -> tuple[Any, dict[str, Any], jax.Array, Any]:
+    """Gradient, sums and loss by row of a batch; squares and weights of its parts where asked.
+
+    Args:
+      objective: `loss_and_sums` from its parameters on.
+      params, batch, microbatches: of the step.
+      noise_is_due: whether the squares are wanted of this batch; None where they never are.
+    """
+    weight = jnp.maximum(batch.weights.sum(), 1.0)
+    tokens = jnp.maximum((batch.segments > 0).sum(), 1)
+    of_objective = jax.grad(lambda p, rows: objective(p, rows, weight, tokens), has_aux=True)
+
+    def of_rows(params: Any, rows: batch_lib.Batch) -> tuple[Any, jax.Array]:
+        grads, (sums, by_row) = of_objective(params, rows)
+        return (grads, sums), by_row
+
+    def of_part(part: Any) -> Any:
+        if noise_is_due is None:
+            return {}
+        grads, sums = part
+        square = jax.lax.cond(noise_is_due, _square, lambda _: jnp.float32(0), grads)
+        return {"square": square, "weight": sums["weight_by_source"].sum()}
+
+    (grads, sums), by_row, parts = _summed(of_rows, params, batch, microbatches, of_part)
+    return grads, sums, by_row, parts
+
+
 def make_train_step(
     model: architecture.TransformerConfig,
     loss: Loss,
@@ -186,33 +220,17 @@ def make_train_step(
     square, which moments hold, is a term of the norm's.
     """
 
-    def gradients(
-        params: Any, batch: batch_lib.Batch, noise_is_due: jax.Array
-    ) -> tuple[Any, dict[str, Any], jax.Array, Any]:
-        weight = jnp.maximum(batch.weights.sum(), 1.0)
-        tokens = jnp.maximum((batch.segments > 0).sum(), 1)
-        of_objective = jax.grad(
-            lambda p, rows: loss_and_sums(model, loss, sources, p, rows, weight, tokens),
-            has_aux=True,
-        )
-
-        def of_rows(params: Any, rows: batch_lib.Batch) -> tuple[Any, jax.Array]:
-            grads, (sums, by_row) = of_objective(params, rows)
-            return (grads, sums), by_row
-
-        def of_part(part: Any) -> Any:
-            if not noise_every_steps:
-                return {}
-            grads, sums = part
-            square = jax.lax.cond(noise_is_due, _square, lambda _: jnp.float32(0), grads)
-            return {"square": square, "weight": sums["weight_by_source"].sum()}
-
-        (grads, sums), by_row, parts = _summed(of_rows, params, batch, microbatches, of_part)
-        return grads, sums, by_row, parts
+    every = noise_every_steps
 
     def train_step(state: TrainState, batch: batch_lib.Batch) -> tuple[TrainState, Metrics]:
-        noise_is_due = (state.step + 1) % (noise_every_steps or 1) == 0
-        grads, sums, loss_by_row, parts = gradients(state.params, batch, noise_is_due)
+        noise_is_due = (state.step + 1) % every == 0 if every else None
+        grads, sums, loss_by_row, parts = _gradients(
+            functools.partial(loss_and_sums, model, loss, sources),
+            state.params,
+            batch,
+            microbatches,
+            noise_is_due,
+        )
         grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)  # for norms and moments
         weight = sums["weight_by_source"].sum()
         mean_loss = sums["nll"] / jnp.maximum(weight, 1.0)
@@ -247,7 +265,7 @@ def make_train_step(
                 (state.step + 1) % layer_norms_every_steps == 0,
                 {"grad": grads, "update": updates, "param": params},
             )
-        if noise_every_steps:
+        if every:
             metrics["noise"] = _noise(parts, grad_norm, weight)
         if model.experts is not None:
             metrics |= _router_metrics(model.experts, sums["routers"])

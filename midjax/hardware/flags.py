@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flags of the TPU's compiler, by chip, as data with reasons.
+
+The same table serves a run (`LIBTPU_INIT_ARGS`) and a compilation without a TPU
+(`compiler_options`). A flag is here because somebody's published runs have it, or because the
+compiler's own estimate says so; none was measured on hardware by midjax. libtpu 0.0.42 takes
+each of them; other versions need not know all of them.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+
+from midjax.hardware import chips
+
+_PREFIXES = ("--xla", "--tpu")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flag:
+    """One flag.
+
+    Attributes:
+      name: without its dashes.
+      value: as it is written.
+      why: what it does for a training step.
+      source: who says so.
+    """
+
+    name: str
+    value: str
+    why: str
+    source: str
+
+    @property
+    def text(self) -> str:
+        """`--name=value`."""
+        return f"--{self.name}={self.value}"
+
+
+_LIBRARY = "MaxText, benchmarks/xla_flags_library.py"
+
+
+def _on(name: str, why: str, source: str = _LIBRARY, value: str = "true") -> Flag:
+    return Flag(name=name, value=value, why=why, source=source)
+
+
+# All-gathers of FSDP run beside the products that do not need them yet.
+_OVERLAP = (
+    _on(
+        "xla_tpu_enable_async_collective_fusion",
+        "collectives run beside computation, in the same fusion",
+    ),
+    _on(
+        "xla_tpu_enable_async_collective_fusion_fuse_all_gather",
+        "all-gathers too: FSDP gathers each layer's parameters",
+    ),
+    _on(
+        "xla_tpu_enable_async_collective_fusion_multiple_steps",
+        "one collective may span several fusions, when one is too short to hide it",
+    ),
+    _on(
+        "xla_tpu_overlap_compute_collective_tc",
+        "the TensorCore computes while a collective is under way",
+    ),
+    _on("xla_enable_async_all_gather", "all-gathers are started early and waited for late"),
+)
+_DATA_PARALLEL = (
+    _on(
+        "xla_tpu_enable_data_parallel_all_reduce_opt",
+        "the all-reduce of gradients over copies of the model overlaps the backward pass",
+    ),
+    _on(
+        "xla_tpu_data_parallel_opt_different_sized_ops",
+        "and does so for gradients of different sizes",
+    ),
+)
+_MEGACORE = (
+    _on(
+        "xla_tpu_megacore_fusion_allow_ags",
+        "fusions over a chip's two cores hold no all-gathers, which would serialize them",
+        value="false",
+    ),
+    _on("xla_enable_async_collective_permute", "permutes of ring steps are asynchronous"),
+    _on(
+        "xla_tpu_enable_ag_backward_pipelining",
+        "the backward pass's all-gather of a layer starts in the layer before it",
+    ),
+)
+
+
+def _vmem(kib: int, source: str) -> Flag:
+    return Flag(
+        name="xla_tpu_scoped_vmem_limit_kib",
+        value=str(kib),
+        why="a fusion may use more of VMEM: larger tiles, and products nearer to the peak",
+        source=source,
+    )
+
+
+_VMEM_V6E = "MaxText, benchmarks/xla_flags_library.py; Levanter's documentation of v6e"
+_VMEM_V5P = "the compiler's estimate of a 7B step on v5p-128: 2,299 ms instead of 2,860"
+
+# chip -> (flags of dense models, flags of mixtures of experts).
+_TABLE: dict[str, tuple[tuple[Flag, ...], tuple[Flag, ...]]] = {
+    "v4": (_OVERLAP, _OVERLAP),
+    "v5e": ((*_OVERLAP, *_DATA_PARALLEL),) * 2,
+    "v5p": ((*_OVERLAP, *_DATA_PARALLEL, *_MEGACORE, _vmem(98304, _VMEM_V5P)),) * 2,
+    "v6e": ((*_OVERLAP, _vmem(98304, _VMEM_V6E)), (*_OVERLAP, _vmem(81920, _VMEM_V6E))),
+}
+
+
+class FlagError(ValueError):
+    """Flags that libtpu would refuse, or take for something else than was meant."""
+
+
+def flags(chip_name: str, dense: bool = True) -> tuple[Flag, ...]:
+    """The flags of a chip.
+
+    Args:
+      chip_name: "v4", "v5e", "v5p" or "v6e".
+      dense: False for a mixture of experts, whose kernels need some of VMEM.
+
+    Raises:
+      FlagError: no such chip.
+    """
+    if chip_name not in _TABLE:
+        raise FlagError(
+            f"No flags for the chip {chip_name!r}; there are: {', '.join(chips.CHIPS)}."
+        )
+    return _TABLE[chip_name][0 if dense else 1]
+
+
+def as_libtpu_init_args(given: Iterable[Flag]) -> str:
+    """The value of LIBTPU_INIT_ARGS."""
+    return " ".join(flag.text for flag in given)
+
+
+def as_compiler_options(given: Iterable[Flag]) -> dict[str, str]:
+    """What `lowered.compile(compiler_options=...)` takes: names without dashes."""
+    return {flag.name: flag.value for flag in given}
+
+
+def parse(text: str) -> dict[str, str]:
+    """Flags as they are written for LIBTPU_INIT_ARGS -> values by name, without dashes.
+
+    A flag without a value is "true", as it is for libtpu.
+
+    Raises:
+      FlagError: something else than a flag of the compiler or of libtpu; a flag given twice.
+    """
+    found: dict[str, str] = {}
+    for token in text.split():
+        if not token.startswith(_PREFIXES):
+            raise FlagError(
+                f"{token!r} is no flag of the TPU's compiler: those begin with "
+                f"{' or '.join(_PREFIXES)}. Environment variables and JAX's own options are set "
+                "elsewhere; libtpu would fail, or ignore it in silence."
+            )
+        name, has_value, value = token.removeprefix("--").partition("=")
+        value = value if has_value else "true"
+        if name in found:
+            raise FlagError(
+                f"--{name} is given twice, as {found[name]} and as {value}: libtpu takes the last "
+                "one in silence. Keep one."
+                if value != found[name]
+                else f"--{name}={value} is given twice. Keep one."
+            )
+        found[name] = value
+    return found
+
+
+def merge(
+    table: Iterable[Flag], extra: str, why: str = "asked for by the recipe"
+) -> tuple[Flag, ...]:
+    """The table's flags with those of `extra` in their place or after them.
+
+    Raises:
+      FlagError: `extra` is no list of flags; it repeats a value that the table has already.
+    """
+    asked = parse(extra)
+    by_name = {flag.name: flag for flag in table}
+    for name, value in asked.items():
+        if name in by_name and by_name[name].value == value:
+            raise FlagError(
+                f"--{name}={value} is given twice: the table of this chip has it already. "
+                "Leave it out."
+            )
+        by_name[name] = Flag(name=name, value=value, why=why, source="the recipe")
+    return tuple(by_name.values())

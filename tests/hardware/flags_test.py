@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+import re
+
+import pytest
+
+from midjax.hardware import chips, flags
+
+EACH = pytest.mark.parametrize("chip", chips.CHIPS)
+
+
+@EACH
+@pytest.mark.parametrize("dense", [True, False])
+def test_tables_are_whole(chip, dense):
+    table = flags.flags(chip, dense)
+    text = flags.as_libtpu_init_args(table)
+    # What libtpu is given reads back as what the compiler is given, and has no flag twice.
+    assert flags.parse(text) == flags.as_compiler_options(table)
+    assert len(text.split()) == len(table)
+    for flag in table:
+        assert re.fullmatch(r"(xla|tpu)_\w+", flag.name) and re.fullmatch(r"\w+", flag.value)
+        assert len(flag.why) > 20 and flag.source
+
+
+def test_v6e_has_less_vmem_for_fusions_beside_kernels_of_experts():
+    name = "xla_tpu_scoped_vmem_limit_kib"
+    found = [flags.as_compiler_options(flags.flags("v6e", dense))[name] for dense in (True, False)]
+    assert found == ["98304", "81920"]
+
+
+def test_parse():
+    assert flags.parse("  --xla_a=1\n--tpu_b=x=y --xla_c ") == {
+        "xla_a": "1",
+        "tpu_b": "x=y",
+        "xla_c": "true",
+    }
+    assert flags.parse("") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("--xla_a=true --xla_a=false", "--xla_a is given twice, as true and as false"),
+        ("--xla_a=true --xla_b=1 --xla_a=true", "--xla_a=true is given twice"),
+        ("--xla_a --xla_a=true", "given twice"),
+        ("TPU_MEGACORE=MEGACORE_DENSE", "no flag of the TPU's compiler"),
+        ("--jax_enable_async_collective_offload=true", "no flag of the TPU's compiler"),
+        ("xla_a=true", "no flag of the TPU's compiler"),
+    ],
+)
+def test_mistakes_are_refused(text, said):
+    with pytest.raises(flags.FlagError) as refused:
+        flags.parse(text)
+    assert said in str(refused.value)
+
+
+def test_merge_replaces_and_appends():
+    table = flags.flags("v6e")
+    merged = flags.merge(table, "--xla_tpu_scoped_vmem_limit_kib=65536 --xla_dump_to=/x")
+    options = flags.as_compiler_options(merged)
+    assert options["xla_tpu_scoped_vmem_limit_kib"] == "65536" and options["xla_dump_to"] == "/x"
+    assert len(merged) == len(table) + 1 and merged[-1].source == "the recipe"
+    with pytest.raises(flags.FlagError, match="given twice: the table"):
+        flags.merge(table, "--xla_tpu_scoped_vmem_limit_kib=98304")
+
+
+def test_no_such_chip():
+    with pytest.raises(flags.FlagError, match="'v9'; there are: v4"):
+        flags.flags("v9")

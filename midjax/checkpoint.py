@@ -122,6 +122,7 @@ class Store:
             policies.append(checkpoint_managers.EveryNSteps(keep.forever_every_steps))
         self._manager = ocp.CheckpointManager(
             folder(run_dir),
+            item_handlers=_handlers(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies)
             ),
@@ -175,7 +176,7 @@ class Store:
         saved = self._manager.save(
             step,
             args=args.Composite(
-                **{name: args.StandardSave(tree) for name, tree in arrays.items()},
+                **{name: args.PyTreeSave(tree) for name, tree in arrays.items()},
                 step=args.JsonSave({"step": step}),
                 data=args.JsonSave(dict(data)),
                 manifest=_LateJsonSave(manifest),
@@ -186,6 +187,16 @@ class Store:
             raise CheckpointError(
                 f"Orbax did not save step {step}; it holds {list(self._manager.all_steps())}."
             )
+
+
+def _handlers() -> dict[str, Any]:
+    """Item -> what writes it. Floats hardly shrink, and compressing them took from the steps."""
+    arrays = ("params", "opt_state", "guard", "ema")
+    return {name: ocp.PyTreeCheckpointHandler(use_compression=False) for name in arrays} | {
+        "step": ocp.JsonCheckpointHandler(),
+        "data": ocp.JsonCheckpointHandler(),
+        "manifest": _LateJsonHandler(),
+    }
 
 
 def _arrays(**items: Any) -> dict[str, Any]:

@@ -152,9 +152,14 @@ def _plain_norms(found: dict[str, jax.Array]) -> dict[str, float]:
     return {name: float(norm) for name, norm in jax.device_get(found).items()}
 
 
-@jax.jit
 def _digests(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return {name: _digest(near(leaf)) for name, leaf in leaves.items()}
+    """Array by array: one program of all of them runs five times as long on a CPU."""
+    return {name: _near_digest(leaf) for name, leaf in leaves.items()}
+
+
+@jax.jit
+def _near_digest(leaf: jax.Array) -> jax.Array:
+    return _digest(near(leaf))
 
 
 def _plain_digests(found: dict[str, jax.Array]) -> dict[str, str]:
@@ -178,7 +183,10 @@ def _digest(x: jax.Array) -> jax.Array:
     for axis in range(x.ndim):
         index = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
         place = _mix(place + index + np.uint32(0x9E3779B9))
-    return jnp.sum(_mix(bits + place), dtype=jnp.uint32)
+    mixed = _mix(bits + place)
+    if x.ndim > 1:  # row by row first: a loop that XLA vectorizes, unlike one sum of everything
+        mixed = jax.lax.optimization_barrier(jnp.sum(mixed, axis=-1, dtype=jnp.uint32))
+    return jnp.sum(mixed, dtype=jnp.uint32)
 
 
 def unordered_digest(x: jax.Array) -> jax.Array:

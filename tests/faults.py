@@ -21,6 +21,9 @@ def corrupt(monkeypatch, faults):
             self._inner, self._step = inner, first_step
             self.close = inner.close
 
+        def __iter__(self):
+            return self
+
         def __next__(self):
             batch, row_ids = next(self._inner)
             self._step += 1
@@ -32,6 +35,6 @@ def corrupt(monkeypatch, faults):
             return batch, row_ids
 
     def batches(self, *, next_row, **kwargs):
-        return Iterator(real(self, next_row=next_row, **kwargs), next_row // self.data.batch_rows)
+        return Iterator(real(self, next_row=next_row, **kwargs), kwargs["first_step"] - 1)
 
     monkeypatch.setattr(loader.Loader, "batches", batches)

@@ -9,7 +9,9 @@ import jax
 import pytest
 import tiny_run as tiny
 
-from midjax import checkpoint, lineage
+from midjax import checkpoint, lineage, verbs
+from midjax.average import methods
+from midjax.average import recipe as averaging
 from midjax.importing import recipe as importing
 from midjax.model import architecture, hf, rope
 from midjax.train import continuity, loop, prepare, start
@@ -283,3 +285,21 @@ def test_a_checkpoint_goes_on_in_8_bits_and_back():
     older = dataclasses.asdict(plain)
     del older["quantization"]  # written before there was the field
     continuity.model("there", older, quantized)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (("schedule",), "holds no position on any schedule"),
+        (("moments", "adam_count"), "holds no moments of Adam"),
+    ],
+)
+def test_an_average_has_neither_a_place_on_a_schedule_nor_moments(source, parts, message):
+    method = methods.LastN(run=str(source / "run"), newest=2, steps=None, weights=None)
+    output = str(source / "average")
+    made = averaging.Average(output=output, method=method, mesh=tiny.train(source).mesh)
+    averaging.run(made, find=verbs.checkpoint_of, scorer=None)
+    kept = tiny.begin("weights", run=output, keep=parts)
+    with pytest.raises(start.StartError, match=f"was imported and {message}"):
+        prepare.prepare(tiny.train(source, "kept", start=kept))
+    prepare.prepare(tiny.train(source, "on", start=tiny.begin("weights", run=output)))

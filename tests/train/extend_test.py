@@ -6,6 +6,7 @@ without a warm-up, and 2 of decay.
 """
 
 import json
+import os
 import pathlib
 
 import pytest
@@ -80,12 +81,32 @@ def test_appended_decays_end_as_one_run_that_had_them_from_the_beginning(source,
     code, said, _ = through_the_verb(train(source, "run", 16, *ALL, start=jump), capsys)
     assert code == 0 and "learning rate jump, as asked for" in said
     assert end(first.run_dir, 16) == end(straight.run_dir, 16)
+    rates = checkpoint.read_facts(first.run_dir, 16)["manifest"]["lr"]
+    assert rates["jump"]["reason"] == "a second stable phase" and rates["jump"]["step"] == 12
+    assert (rates["jump"]["from"], rates["jump"]["to"]) == (0.0, 1e-2)
 
     # The same from the decayed checkpoint in a new folder.
     on = tiny.begin("resume", run=straight.run_dir, step=12, allow_lr_jump="a second stable phase")
     branched = train(source, "on", 16, *ALL, start=on)
     loop.run(branched)
     assert end(branched.run_dir, 16)[0] == end(straight.run_dir, 16)[0]
+
+
+@pytest.mark.parametrize("item", ["manifest", "params"])
+def test_an_extension_of_a_run_whose_newest_checkpoint_is_damaged(source, capsys, item):
+    """Seen before the schedules are compared, or when arrays are read: it goes on from step 4."""
+    straight = train(source, "straight", 12, UP, STABLE, DOWN)
+    loop.run(straight)
+    first = begun(source)
+    checkpoints = pathlib.Path(checkpoint.folder(first.run_dir))
+    for file in (checkpoints / "8" / item).rglob("*"):
+        if file.is_file():
+            os.truncate(file, 10)
+    code, said, _ = through_the_verb(train(source, "run", 12, UP, STABLE, DOWN), capsys)
+    assert code == 0 and "the run is EXTENDED at step 4: 1024 -> 1536 tokens" in said
+    assert (checkpoints / "8.damaged-0").is_dir()
+    assert [event["step"] for event in events(first.run_dir, "run_extended")] == [4]
+    assert end(first.run_dir, 12) == end(straight.run_dir, 12)
 
 
 @pytest.mark.parametrize(

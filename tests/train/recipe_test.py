@@ -6,6 +6,7 @@ import pathlib
 import pytest
 import tiny_run as tiny
 
+from midjax import checkpoint
 from midjax.batches import starts
 from midjax.train import guard
 
@@ -14,6 +15,9 @@ TOKENS = pathlib.Path("tokens")
 
 def rollback(**kwargs):
     return guard.Rollback(**({"after_skips": 3, "skip_steps_before": 0, "most": 1} | kwargs))
+
+
+KEEP = checkpoint.Keep(every_steps=4, last=9, forever_every_steps=None)
 
 
 @pytest.mark.parametrize(
@@ -29,6 +33,14 @@ def rollback(**kwargs):
             {"rollback": rollback(skip_steps_before=29)},
             "goes back 33 updates or more, and 9",
         ),
+        # Two of the nine may be the ends of a phase, beside others.
+        (
+            {
+                "rollback": rollback(skip_steps_before=21),
+                "checkpoint": tiny.replace(KEEP, at_phase_ends=True),
+            },
+            "goes back 25 updates or more, and 9 checkpoints every 4 updates reach back 24",
+        ),
         ({"data": tiny.data(TOKENS, row_tokens=32)}, "row_tokens = 32 is above the model's cont"),
         ({"run_dir": "gs://bucket/run"}, "local disks only"),
     ],
@@ -36,6 +48,13 @@ def rollback(**kwargs):
 def test_bad_numbers(tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         tiny.train(tmp_path, **change)
+
+
+def test_a_rollback_that_the_checkpoints_reach_is_taken(tmp_path):
+    """The largest of each kind: 32 updates, and 24 where phases' ends are kept as well."""
+    tiny.train(tmp_path, rollback=rollback(skip_steps_before=28))
+    ends = tiny.replace(KEEP, at_phase_ends=True)
+    tiny.train(tmp_path, rollback=rollback(skip_steps_before=20), checkpoint=ends)
 
 
 def test_smaller_batches_are_computed_in_no_larger_parts(tmp_path):

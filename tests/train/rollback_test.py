@@ -13,8 +13,9 @@ import tiny_run as tiny
 
 from midjax import checkpoint
 from midjax.batches import loader as loader_lib
+from midjax.batches import starts
 from midjax.model import sharding
-from midjax.train import guard, loop, metrics, prepare, rollback, start
+from midjax.train import ema, guard, loop, metrics, prepare, rollback, start
 from midjax.train import step as step_lib
 from midjax.train.schedules import curve
 
@@ -56,18 +57,19 @@ def went_back(folder):
     return recipe(folder)
 
 
-def by_hand(folder):
+def by_hand(config):
     """Arrays of a run whose steps 5, 6 and 7 change nothing, and whose step 8 is not finite."""
-    config = recipe(folder, "by hand")
     begun = loop.begin(config)
     prepared, state = begun.prepared, begun.state
     train_step = jax.jit(
         step_lib.make_train_step(
             config.model, config.loss, prepared.optimizer, curve.learning_rate(prepared.schedule),
-            sources=3, microbatches=1, spikes=config.spikes,
+            sources=3, microbatches=1, spikes=config.spikes, ema=config.ema,
         )
     )  # fmt: skip
-    for step, (batch, _) in enumerate(prepared.loader.batches(next_row=0, prefetch=0), 1):
+    sizes = prepared.timeline.sizes()
+    batches = prepared.loader.batches(next_row=0, first_step=1, batch_rows=sizes, prefetch=0)
+    for step, (batch, _) in enumerate(batches, 1):
         if step in (*LEFT_OUT, 8):  # what is not finite changes nothing either: see step_test
             state = tiny.replace(
                 state, step=state.step + 1, schedule_count=state.schedule_count + 1
@@ -75,23 +77,24 @@ def by_hand(folder):
         else:
             placed = loader_lib.place(batch, sharding.batch(begun.mesh))
             state, _ = train_step(state, placed)
-    return {
-        "params": state.params, "opt_state": state.opt_state, "guard": state.guard,
-        "schedule_count": state.schedule_count,
-    }  # fmt: skip
+    return arrays(state)
+
+
+def arrays(state):
+    names = ("params", "opt_state", "guard", "schedule_count", "ema")
+    return jax.device_get({name: getattr(state, name) for name in names})
 
 
 @pytest.fixture(scope="module")
 def expected(folder):
-    return jax.device_get(by_hand(folder))
+    return by_hand(recipe(folder, "by hand"))
 
 
 def saved(config):
     """The arrays of the newest checkpoint, which the same recipe resumes."""
     state = loop.begin(config).state
     assert int(state.step) == STEPS
-    return jax.device_get({name: getattr(state, name) for name in
-                           ("params", "opt_state", "guard", "schedule_count")})  # fmt: skip
+    return arrays(state)
 
 
 def same(a, b):
@@ -105,6 +108,19 @@ def read(config, name):
 
 def test_a_run_that_went_back_never_saw_the_rows(went_back, expected):
     same(saved(went_back), expected)
+
+
+def test_the_average_goes_back_with_it_and_a_ramp_stays_where_it_was(folder, bad_batches):
+    """Half a batch up to step 2."""
+    ramp = starts.Ramp(rows=(tiny.B // 2, tiny.B), start_tokens=(0, tiny.T * tiny.B))
+    given = {
+        "ema": ema.Ema(half_life_steps=2.0), "data": tiny.data(folder / "tokens", batch_rows=ramp),
+        "train_tokens": (STEPS - 1) * tiny.T * tiny.B,
+    }  # fmt: skip
+    loop.run(recipe(folder, "average", **given))
+    found = saved(recipe(folder, "average", **given))
+    assert jax.tree.leaves(found["ema"])
+    same(found, by_hand(recipe(folder, "average by hand", **given)))
 
 
 def test_what_a_run_that_went_back_leaves_behind(went_back):
@@ -218,6 +234,45 @@ def test_a_run_that_cannot_go_back_ends(folder, bad_batches, change, message):
     for row in (named[3], named[tiny.B + 5]):
         assert f"{row['source']} row {row['row']} ({row['document']})" in text
     assert checkpoint.steps(config.run_dir) == [1, 2, 3, 4, 5]  # none among the skipped ones
+
+
+def stopped_before(config, step, monkeypatch):
+    """A run that is killed before the row of that update is written."""
+    put = metrics.Recorder.put
+
+    def put_until_killed(self, at, *given):
+        if at == step:
+            raise KilledError
+        put(self, at, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics.Recorder, "put", put_until_killed)
+        with pytest.raises(KilledError):
+            loop.run(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("mixture", "To go back to step 3 would undo a change: the mixture is another one since"),
+        ("batch", "To go back to step 3 would undo a change: batches have another size since"),
+    ],
+)
+def test_a_run_does_not_go_back_behind_a_change_of_its_rows(
+    folder, monkeypatch, bad_batches, change, message
+):
+    """Resumed at step 5 with another mixture or batch; steps 4 to 7 would be left out."""
+    rule = tiny.replace(RULE, skip_steps_before=2)
+    config = recipe(folder, change, rollback=rule, steps=2 * STEPS)
+    stopped_before(config, 5, monkeypatch)
+    assert checkpoint.steps(config.run_dir)[-1] == 4
+    mixture = tiny.mixture((0, {"prose": 0.2, "code": 0.4, "maths": 0.4}))
+    given = {"mixture": (mixture, {}), "batch": (None, {"batch_rows": tiny.B * 2})}[change]
+    changed = tiny.replace(config, data=tiny.data(folder / "tokens", given[0], **given[1]))
+    with pytest.raises(rollback.DivergedError, match=message):
+        loop.run(changed)
+    assert rollback.read(config.run_dir) == []  # nothing was left out
+    assert checkpoint.steps(config.run_dir)[-1] == 5  # nor set aside
 
 
 def test_no_more_rollbacks_than_asked_for(folder, monkeypatch):

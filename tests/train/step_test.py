@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The train step against PyTorch: transformers' Llama, torch.optim.AdamW, torch's gradient clip."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -251,3 +253,23 @@ def test_bfloat16_compute_stays_near_float32():
 def test_bad_z_loss():
     with pytest.raises(ValueError, match="z_loss_weight must be 0 or more"):
         step_lib.Loss(z_loss_weight=-1.0)
+
+
+def test_gradients_of_bfloat16_parameters_are_summed_and_measured_in_float32():
+    """The norm is NumPy's of what each microbatch alone gives, with weights of its share."""
+    model = tiny.model(param_dtype="bfloat16")
+    of = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params())
+    chain, train_step = make(microbatches=4, model=model)
+    _, metrics = train_step(begin(chain, of), batch())
+    total, tokens = batch().weights.sum(), (batch().segments > 0).sum()
+    loss = functools.partial(step_lib.loss_and_sums, model, step_lib.Loss(z_loss_weight=Z), 3)
+    parts = [jax.tree.map(lambda x, i=i: x[i : i + 1], batch()) for i in range(B)]
+    grads = [
+        jax.jit(jax.grad(lambda p, rows: loss(p, rows, total, tokens)[0]))(of, part)
+        for part in parts
+    ]
+    assert {x.dtype.name for x in jax.tree.leaves(grads)} == {"bfloat16"}
+    summed = [sum(np.asarray(x, np.float64) for x in leaf)
+              for leaf in zip(*map(jax.tree.leaves, grads), strict=True)]  # fmt: skip
+    norm = np.sqrt(sum((leaf**2).sum() for leaf in summed))
+    assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-5)

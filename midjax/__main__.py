@@ -209,6 +209,28 @@ installed and the host has room for the model, and prints what was compared.""",
 
 Reads metrics.jsonl, events.jsonl, config.json and eval/*.json. Prints the table of the page.""",
     ),
+    "launch": Verb(
+        verbs.launch,
+        "the same `train` command on Cloud TPU: printed, asked for, kept going",
+        """\
+  midjax launch --gin_file=gin/recipes/launch_v5e.gin [ACTION] [--dry-run]
+
+  create   (the default) asks for the slice, and starts the run on all its machines
+  watch    keeps it going: after a preemption or a failure that a restart can mend it gives the
+           slice back and asks again, up to Launch.max_restarts times, until the target is reached
+  status   the state of the slice, and what worker 0 last said
+  logs     the log of worker 0, or of --worker=SLICE-WORKER, as copied each minute to the bucket
+  stop     SIGTERM: the trainer saves its state and ends; the slice stays
+  delete   gives the slice back; what is in the bucket stays
+
+--dry-run prints the commands, for a person to run or to read, and writes the files that they name
+to build/launch/NAME/. So it does, whatever was asked for, where gcloud is not installed.
+Launch.backend is 'vm' (a queued resource; a unit that outlives the connection), 'qr' (the same from
+the startup script, so that it comes back after a reboot) or 'gke' (a JobSet; prints the line of xpk
+too). All is in Launch.bucket/NAME: launch/ (what was run), logs/, exit/ (codes), run/ (the run).
+Exit codes of the run: 0 done; 42 and 127 to 255 start again; all others stop, and `watch` says why.
+midjax show launch --gin_file=... prints every field; tpu/README.md is the guide.""",
+    ),
     "show": Verb(
         verbs.show,
         "prints what a verb would use and runs nothing",

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Environment variables of a worker, each with its reason."""
+
+import dataclasses
+
+from midjax.hardware import flags as flags_lib
+from midjax.launch import spec
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variable:
+    """One variable.
+
+    Attributes:
+      name: of the variable.
+      value: as the trainer sees it.
+      why: what it is for.
+    """
+
+    name: str
+    value: str
+    why: str
+
+
+# Set by GKE, by the machines' metadata, or by hand where those do not know: passed on, never made
+# up.
+PASSED_ON = (
+    "MEGASCALE_COORDINATOR_ADDRESS",
+    "MEGASCALE_NUM_SLICES",
+    "MEGASCALE_SLICE_ID",
+    "MEGASCALE_PORT",
+    "TPU_WORKER_ID",
+    "TPU_WORKER_HOSTNAMES",
+    "JAX_COORDINATOR_ADDRESS",
+)
+
+
+def fixed(config: spec.Launch) -> tuple[Variable, ...]:
+    """Variables whose values are known before a worker runs; those of the recipe last."""
+    own = (
+        Variable(
+            name="JAX_PLATFORMS",
+            value="tpu",
+            why="without TPUs the run fails, in the place of going on with the CPU",
+        ),
+        Variable(
+            name="LIBTPU_INIT_ARGS",
+            value=flags_lib.as_libtpu_init_args(config.flags),
+            why=f"flags of the compiler for {config.tpu.chip.name}: midjax/hardware/flags.py",
+        ),
+        Variable(
+            name="JAX_COMPILATION_CACHE_DIR",
+            value=f"{config.bucket}/cache/{config.tpu.chip.name}",
+            why="a restart finds its programs compiled; keys have the versions and the flags",
+        ),
+        Variable(name="PYTHONUNBUFFERED", value="1", why="the log has what a killed run last said"),
+        Variable(
+            name="HF_HUB_OFFLINE",
+            value="1",
+            why="no worker waits for a download that another worker may not get",
+        ),
+    )
+    given = tuple(Variable(name=k, value=v, why="Launch.env") for k, v in config.env.items())
+    return (*(one for one in own if one.name not in config.env), *given)
+
+
+def check(config: spec.Launch) -> None:
+    """Refuses variables that would undo what is set here.
+
+    Raises:
+      LaunchError: names the variable.
+    """
+    for name, instead in (
+        ("LIBTPU_INIT_ARGS", "Launch.compiler_flags adds and replaces single flags"),
+        ("JAX_PLATFORMS", "a run that is launched needs its TPUs"),
+        *((name, "the machines say it themselves") for name in PASSED_ON[:4]),
+    ):
+        if name in config.env or name in config.secrets:
+            raise spec.LaunchError(f"Launch.env has {name}: {instead}. Leave it out.")

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lines of kubectl for a JobSet, and the line of xpk that would do without our own."""
+
+import json
+from typing import Any
+
+from midjax.launch import runner as runner_lib
+from midjax.launch import spec
+
+Command = runner_lib.Command
+
+
+def credentials(config: spec.Launch) -> Command:
+    """Lets kubectl talk to the cluster."""
+    assert config.cluster is not None, "Launch refuses it"
+    return Command(
+        argv=(
+            *("gcloud", "container", "clusters", "get-credentials", config.cluster),
+            *(f"--location={config.location}", f"--project={config.project}"),
+        ),
+        why="lets kubectl talk to the cluster",
+    )
+
+
+def apply(config: spec.Launch, manifest: str) -> Command:
+    """Submits the JobSet."""
+    tpu = config.tpu
+    return Command(
+        argv=("kubectl", "apply", f"--filename={manifest}"),
+        why=f"{tpu.name}: {tpu.slices} x {tpu.hosts_per_slice} pods of {tpu.chips_per_host} chips",
+    )
+
+
+def get(config: spec.Launch) -> Command:
+    """Looks at the JobSet."""
+    return Command(
+        argv=("kubectl", "get", "jobset", config.name, "--output=json"),
+        why="the state of the JobSet",
+    )
+
+
+def suspend(config: spec.Launch) -> Command:
+    """Ends all pods with SIGTERM and keeps the JobSet."""
+    return Command(
+        argv=(
+            *("kubectl", "patch", "jobset", config.name, "--type=merge"),
+            '--patch={"spec": {"suspend": true}}',
+        ),
+        why=f"SIGTERM: the trainer saves its state, within {config.grace_seconds} s, and ends",
+    )
+
+
+def delete(config: spec.Launch) -> Command:
+    """Deletes the JobSet and the worker script."""
+    return Command(
+        argv=(
+            *("kubectl", "delete", f"jobset/{config.name}", f"configmap/{config.name}-worker"),
+            "--ignore-not-found",
+        ),
+        why="deletes the JobSet; what is in the bucket stays",
+    )
+
+
+def state(text: str) -> str:
+    """What `get` gave: "Completed", "Failed", "Suspended" or "Running", with restarts.
+
+    Raises:
+      LaunchError: it is no JobSet.
+    """
+    try:
+        found: dict[str, Any] = json.loads(text)
+        conditions = found.get("status", {}).get("conditions", [])
+        true = {one["type"] for one in conditions if one["status"] == "True"}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise spec.LaunchError(f"kubectl did not describe a JobSet: {error!r}") from None
+    return next((name for name in ("Completed", "Failed", "Suspended") if name in true), "Running")
+
+
+def xpk(config: spec.Launch, env_file: str) -> Command | None:
+    """The line for a cluster made by xpk; None where there are secrets, which it would print."""
+    if config.secrets:
+        return None
+    assert config.cluster is not None and config.image is not None, "Launch refuses it"
+    tpu = config.tpu
+    size = tpu.accelerator_type if tpu.has_default_torus else f"{tpu.chip.name}-{tpu.torus_name}"
+    train = runner_lib.Command(argv=("midjax", *config.arguments)).line
+    return Command(
+        argv=(
+            *("xpk", "workload", "create", f"--workload={config.name}"),
+            f"--cluster={config.cluster}",
+            f"--project={config.project}",
+            f"--zone={config.zone}",
+            f"--tpu-type={size}",
+            f"--num-slices={tpu.slices}",
+            f"--docker-image={config.image}",
+            f"--max-restarts={config.max_restarts}",
+            f"--termination-grace-period-seconds={config.grace_seconds}",
+            f"--env-file={env_file}",
+            # exec: xpk's own wrapper signals only what it starts itself.
+            f"--command=exec {train}",
+        ),
+        why="the same run by xpk, which restarts on the same exit codes",
+    )

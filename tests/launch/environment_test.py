@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+import fake_cloud
+import pytest
+
+from midjax.hardware import flags
+from midjax.launch import environment, spec
+
+
+@pytest.mark.parametrize("size", ["v4-32", "v5e-16", "v5p-128", "v6e-256"])
+def test_variables_of_each_chip(size):
+    found = {v.name: v.value for v in environment.fixed(fake_cloud.launch(slice=size))}
+    chip = size.partition("-")[0]
+    assert found["JAX_PLATFORMS"] == "tpu"
+    assert flags.parse(found["LIBTPU_INIT_ARGS"]) == flags.as_compiler_options(flags.flags(chip))
+    assert found["JAX_COMPILATION_CACHE_DIR"] == f"gs://my-bucket/runs/cache/{chip}"
+    assert all(v.why for v in environment.fixed(fake_cloud.launch(slice=size)))
+
+
+def test_the_recipes_variables_come_last_and_replace():
+    config = fake_cloud.launch(env={"HF_HUB_OFFLINE": "0", "TPU_STDERR_LOG_LEVEL": "0"})
+    found = [(v.name, v.value) for v in environment.fixed(config)]
+    assert found[-2:] == [("HF_HUB_OFFLINE", "0"), ("TPU_STDERR_LOG_LEVEL", "0")]
+    assert len(found) == len(dict(found))
+
+
+@pytest.mark.parametrize("name", ["LIBTPU_INIT_ARGS", "JAX_PLATFORMS", "MEGASCALE_SLICE_ID"])
+def test_variables_that_would_undo_it_are_refused(name):
+    with pytest.raises(spec.LaunchError, match=name):
+        environment.check(fake_cloud.launch(env={name: "x"}))
+    environment.check(fake_cloud.launch())

@@ -229,7 +229,7 @@ Launch.backend is 'vm' (a queued resource; a unit that outlives the connection),
 the startup script, so that it comes back after a reboot) or 'gke' (a JobSet; prints the line of xpk
 too). All is in Launch.bucket/NAME: launch/ (what was run), logs/, exit/ (codes), run/ (the run).
 Exit codes of the run: 0 done; 42 and 127 to 255 start again; all others stop, and `watch` says why.
-midjax show launch --gin_file=... prints every field; tpu/README.md is the guide.""",
+midjax show launch --gin_file=gin/recipes/launch_v5e.gin prints every field.""",
     ),
     "show": Verb(
         verbs.show,

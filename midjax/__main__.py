@@ -30,6 +30,9 @@ Exit codes: 0  done
             2  a mistake, told in one message; MIDJAX_TRACEBACK=1 shows where it was raised
             4  train: diverged, too many updates in a row were skipped; the message names the last
                good checkpoint and the rows. To start it again changes nothing
+            5  train: the run's only checkpoint is damaged, and going on would mean starting over
+            42 train: SIGTERM; the run saved and ended. The same command goes on, bit for bit
+           143 killed by SIGTERM before the first update or after the last: nothing was lost
 """
 
 
@@ -53,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         verb.run(rest)
     except Exception as error:
-        if not isinstance(error, ValueError | OSError) and not _of_a_bucket(error):
+        told = isinstance(error, ValueError | OSError) or hasattr(error, "exit_code")
+        if not told and not _of_a_bucket(error):
             raise
         # What a user gave, or the machine's disk, does not fit. Other kinds are bugs for sure and
         # keep their traceback; where one of these is a bug, the variable shows its traceback too.

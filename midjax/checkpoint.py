@@ -135,6 +135,14 @@ class Store:
         self._manager.wait_until_finished()
         self._manager.close()
 
+    def wait(self) -> None:
+        """Until what was begun to be saved is whole."""
+        self._manager.wait_until_finished()
+
+    def newest_step(self) -> int | None:
+        """The newest checkpoint, also one that is being written."""
+        return self._manager.latest_step()
+
     def compile(self, **items: Any) -> None:
         """Compiles what `save` will sum over these items, so that no save has to wait for it."""
         trees.summary(_arrays(**items))

@@ -15,6 +15,18 @@ OUTPUT = "build/demo"
 STORIES = f"{OUTPUT}/stories260K"
 
 
+class StepError(ValueError):
+    """A command of the demo failed.
+
+    Attributes:
+      exit_code: its own.
+    """
+
+    def __init__(self, what: str, exit_code: int) -> None:
+        super().__init__(what)
+        self.exit_code = exit_code
+
+
 def commands() -> list[tuple[str, list[str]]]:
     """(why, command line without `midjax`) of every step, in order."""
 
@@ -66,7 +78,7 @@ def run(arguments: Sequence[str], main: Callable[[Sequence[str]], int]) -> None:
     """Runs every command through `main`.
 
     Raises:
-      ValueError: a command failed; it has said why.
+      StepError: a command failed; it has said why.
     """
     parser = argparse.ArgumentParser(prog="midjax demo", exit_on_error=False, add_help=False)
     parser.add_argument("--fresh", action="store_true")
@@ -84,8 +96,8 @@ def run(arguments: Sequence[str], main: Callable[[Sequence[str]], int]) -> None:
         log.say(f"\n[{number}/{len(steps)}] {why}\n$ midjax {shlex.join(line)}")
         if line[0] == "import" and _is_imported():
             log.say(f"{STORIES} is there, kept")
-        elif main(line):
-            raise ValueError(f"step {number} ({why}) failed; see the message above")
+        elif code := main(line):
+            raise StepError(f"step {number} ({why}) failed; see the message above", code)
     seconds = units.human_seconds(time.monotonic() - begin)
     log.say(
         f"\n{root}/report.html is the report, {root}/stories.html that of stories260K; the demo "

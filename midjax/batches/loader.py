@@ -12,6 +12,7 @@ Grain's cost is that of a batch.
 
 import dataclasses
 import functools
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -363,11 +364,17 @@ def _ahead(batches: _Batches, workers: int, prefetch: int) -> grain.IterDataset:
         return dataset.mp_prefetch(
             grain.MultiprocessingOptions(
                 num_workers=workers, per_worker_buffer_size=max(prefetch, 1)
-            )
+            ),
+            worker_init_fn=_ignore_sigterm,
         )
     if prefetch:
         return grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=prefetch)
     return dataset
+
+
+def _ignore_sigterm(*_: int) -> None:
+    """In a worker: the process that reads its batches gets the signal too, and decides."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _Iterator(Iterator[tuple[batch_lib.Batch, np.ndarray]]):

@@ -13,7 +13,17 @@ from midjax.batches import loader as loader_lib
 from midjax.model import context, sharding, transformer
 from midjax.trackers import sink
 from midjax.trackers import tools as trackers_lib
-from midjax.train import announce, goodput, placement, restore, rollback, saving, sessions, skips
+from midjax.train import (
+    announce,
+    goodput,
+    placement,
+    preemption,
+    restore,
+    rollback,
+    saving,
+    sessions,
+    skips,
+)
 from midjax.train import metrics as metrics_lib
 from midjax.train import prepare as prepare_lib
 from midjax.train import recipe as recipe_lib
@@ -86,17 +96,19 @@ def go(begun: Begun) -> dict[str, Any]:
 
     Raises:
       rollback.DivergedError: too many updates in a row were skipped.
+      preemption.PreemptedError: the process got SIGTERM; what was done is saved.
     """
-    while True:
-        try:
-            return _once(begun)
-        except skips.StreakError as error:
-            streak = error.with_traceback(None)  # whose frames hold arrays
-        rollback.answer(begun.prepared, streak)
-        begun = begin(begun.recipe, begun.watch)
+    with preemption.Stop() as stop:
+        while True:
+            try:
+                return _once(begun, stop)
+            except skips.StreakError as error:
+                streak = error.with_traceback(None)  # whose frames hold arrays
+            rollback.answer(begun.prepared, streak)
+            begun = begin(begun.recipe, begun.watch)
 
 
-def _once(begun: Begun) -> dict[str, Any]:
+def _once(begun: Begun, stop: preemption.Stop) -> dict[str, Any]:
     prepared, watch = begun.prepared, begun.watch
     config = prepared.config
     # First: the journal removes the rows that tell when a killed process stopped.
@@ -107,7 +119,7 @@ def _once(begun: Begun) -> dict[str, Any]:
     if prepared.first_step < prepared.total_steps:
         try:
             with sink.Trackers(config.trackers, _tracked(prepared, journal), journal) as trackers:
-                row = _train(begun, account, journal, trackers)
+                row = _train(begun, stop, account, journal, trackers)
         finally:
             journal.event("goodput", **account.fields(final=True))
             log.say(account.sentence())
@@ -125,7 +137,11 @@ def _tracked(prepared: prepare_lib.Prepared, journal: log.Journal) -> trackers_l
 
 
 def _train(
-    begun: Begun, account: sessions.Account, journal: log.Journal, trackers: sink.Trackers
+    begun: Begun,
+    stop: preemption.Stop,
+    account: sessions.Account,
+    journal: log.Journal,
+    trackers: sink.Trackers,
 ) -> dict[str, Any]:
     """`_loop`, with what it writes to."""
     config, watch = begun.prepared.config, begun.watch
@@ -136,7 +152,7 @@ def _train(
             announce.unseen_tokens(begun.prepared, begun.state, journal)
             watch.enter("step")
             journal.event("goodput", **account.fields())
-            _loop(begun, account, journal, recorder, store)
+            _loop(begun, stop, account, journal, recorder, store)
             watch.enter("checkpoint")  # waits for what is still being written
     finally:
         account.skipped_updates = recorder.watch.count
@@ -213,6 +229,7 @@ def _jitted(step: Any, begun: Begun) -> Any:
 
 def _loop(
     begun: Begun,
+    stop: preemption.Stop,
     account: sessions.Account,
     journal: log.Journal,
     recorder: metrics_lib.Recorder,
@@ -232,10 +249,13 @@ def _loop(
         config.run_dir, timeline.tokens(prepared.total_steps), done_tokens=timeline.first_tokens
     )
     compiled: set[int] = set()
-    due = False
+    due, is_over = False, stop.reached(prepared.first_step)
     place, last = sharding.batch(begun.mesh), prepared.total_steps
     with contextlib.closing(batches), progress:
         for step in range(prepared.first_step + 1, last + 1):
+            if is_over:
+                store.wait()
+                raise preemption.end(config.run_dir, journal, step - 1, store.newest_step())
             with watch.measure("data_wait") as wait:
                 batch, _ = next(batches)
                 if recorder.device_is_busy():
@@ -259,7 +279,8 @@ def _loop(
                 with watch.measure("compile"):
                     store.compile(**saving.items(state))
             due |= step % config.checkpoint.every_steps == 0 or step in prepared.phase_ends
-            if due or step == last:
+            is_over = stop.reached(step) or step == last
+            if due or is_over:
                 recorder.flush()  # a checkpoint never has less behind it than its metrics say
                 if recorder.watch.steps and step != last:
                     continue  # among skipped updates it would push out the good ones: later

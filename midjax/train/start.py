@@ -55,6 +55,12 @@ class StartError(ValueError):
     """The run cannot start from what the recipe names."""
 
 
+class UnusableError(StartError):
+    """Nothing is left that the run could go on from, and it is for people to decide."""
+
+    exit_code = 5
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Start:
     """Where a run begins.
@@ -202,10 +208,10 @@ def set_aside_damaged(error: checkpoint.DamagedError) -> str:
     """Moves a run's own damaged checkpoint out of the way and says so; returns its new name.
 
     Raises:
-      StartError: it was the only one: going on would mean step 0.
+      UnusableError: it was the only one: going on would mean step 0.
     """
     if len(checkpoint.steps(error.run_dir)) == 1:
-        raise StartError(
+        raise UnusableError(
             f"The only checkpoint is damaged: {error} Going on would mean starting over. Mend it, "
             f"or delete {files.path(error.run_dir)} if that is what you want."
         ) from error

@@ -3,6 +3,9 @@
 
 import collections
 import dataclasses
+import multiprocessing
+import os
+import signal
 
 import hypothesis
 import numpy as np
@@ -154,6 +157,16 @@ def test_processes_make_the_same_batches(data):
         assert (one_ids == other_ids).all()
         for field in batch_lib.FIELDS:
             assert (getattr(one, field) == getattr(other, field)).all()
+
+
+def test_processes_that_make_batches_survive_sigterm(data):
+    """A whole group of processes may get it, when its machine is taken away."""
+    batches = loader(dataclasses.replace(data, workers=1), total_rows=200).batches(next_row=0)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGTERM)
+    assert len(list(batches)) == 49
+    batches.close()
 
 
 def test_any_position_is_reached_at_once(data):

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """20 updates straight = 10 + kill -9 + resume for 10 more, bit for bit, in real processes.
 
-And every second of them is in one bucket of the goodput.
+So they are where SIGTERM asked the process to end, in time and too late. And every second of them
+is in one bucket of the goodput.
 """
 
 import json
@@ -17,15 +18,16 @@ import tiny_run as tiny
 from midjax import checkpoint, config
 from midjax.batches import starts
 
-# Runs the ordinary verb, notes the row ids of every batch, and kills itself with SIGKILL when the
-# metrics of a given step were written and the checkpoint before it is whole.
+# Runs the ordinary verb, notes the row ids of every batch, and signals itself when the metrics of
+# a given step were written. With SIGKILL that is when the checkpoint before it is whole. SIGTERM
+# comes twice; "late" is SIGKILL after it, while the process waits for its last save.
 DRIVER = """
 import json, os, signal, sys, time
 import midjax.__main__ as cli
 from midjax import checkpoint, log
 from midjax.batches import loader
 
-gin_file, ids_file, run_dir, kill_after = *sys.argv[1:4], int(sys.argv[4])
+gin_file, ids_file, run_dir, how, signal_after = *sys.argv[1:5], int(sys.argv[5])
 batches, metrics = loader.Loader.batches, log.Journal.metrics
 
 def noted(self, *, first_step, **kwargs):
@@ -36,10 +38,16 @@ def noted(self, *, first_step, **kwargs):
 
 def counted(self, row):
     metrics(self, row)
-    if row["step"] == kill_after:
+    if row["step"] != signal_after:
+        return
+    if how == "kill":
         while checkpoint.steps(run_dir) != [10]:
             os.sched_yield()
         os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    if how == "late":
+        checkpoint.Store.wait = lambda store: os.kill(os.getpid(), signal.SIGKILL)
 
 loader.Loader.batches, log.Journal.metrics = noted, counted
 sys.argv[1:] = ["train", "--gin_file=" + gin_file]  # as if this were all that was asked
@@ -72,14 +80,17 @@ def recipe(folder: pathlib.Path, name: str):
     )
 
 
-def run(folder: pathlib.Path, name: str, kill_after: int = -1) -> subprocess.CompletedProcess:
+def run(
+    folder: pathlib.Path, name: str, how: str = "", signal_after: int = -1
+) -> subprocess.CompletedProcess:
     root = recipe(folder, name)
     config.save(root, folder / f"{name}-recipe")
     arguments = [
         str(folder / f"{name}-recipe" / "config.gin"),
         str(folder / f"{name}.ids"),
         root.run_dir,
-        str(kill_after),
+        how,
+        str(signal_after),
     ]
     return subprocess.run(
         [sys.executable, "-c", DRIVER, *arguments],
@@ -112,7 +123,7 @@ def folder(tmp_path_factory):
     straight = run(folder, "straight")
     assert straight.returncode == 0, straight.stderr
     clock |= {"straight done": done_at(straight), "killed": time.time()}
-    killed = run(folder, "killed", kill_after=13)
+    killed = run(folder, "killed", "kill", 13)
     assert killed.returncode == -9, killed.stderr
     assert checkpoint.steps(str(folder / "killed")) == [10]
     assert len(rows(folder, "killed")) == 13
@@ -124,6 +135,34 @@ def folder(tmp_path_factory):
     clock["killed done"] = done_at(resumed)
     (folder / "clock.json").write_text(json.dumps(clock))
     return folder
+
+
+@pytest.fixture(scope="module")
+def asked(folder):
+    """A run that SIGTERM asked to end while it saved step 10, too late; then in step 13."""
+    late = run(folder, "asked", "late", 10)
+    assert late.returncode == -9, late.stderr
+    # The save in flight was waited for; the last one is there, or it is not listed.
+    assert checkpoint.steps(str(folder / "asked")) in ([10], [10, 11])
+    ended = run(folder, "asked", "ask", 13)
+    assert ended.returncode == 42, ended.stderr
+    assert "was asked to end (SIGTERM) and did so after step 14. The same command" in ended.stderr
+    assert checkpoint.steps(str(folder / "asked"))[-1] == 14
+    assert run(folder, "asked").returncode == 0
+    return folder
+
+
+def test_a_run_that_was_asked_to_end_goes_on_bit_for_bit(asked):
+    assert rows(asked, "asked") == rows(asked, "straight")
+    straight, ended = row_ids(asked, "straight"), row_ids(asked, "asked")
+    assert all(straight[step] == ended[step] for step in range(1, 21))
+    facts = [checkpoint.read_facts(str(asked / name), 20) for name in ("straight", "asked")]
+    assert facts[0]["manifest"]["digests"] == facts[1]["manifest"]["digests"]
+    assert facts[0]["data"] == facts[1]["data"]
+    events = [json.loads(line) for line in (asked / "asked" / "events.jsonl").open()]
+    told = [(e["step"], e["saved_step"]) for e in events if e["event"] == "preempted"]
+    assert told[-1] == (14, 14)
+    assert not [e for e in events if e["event"] == "rows_redone" and e["step"] >= 14]
 
 
 def newest(file):

@@ -122,8 +122,9 @@ def test_a_run_whose_only_checkpoint_is_damaged_does_not_start_over(tmp_path):
     config = tiny.train(tmp_path, steps=4)
     loop.run(config)
     damage(config.run_dir, 4)
-    with pytest.raises(start.StartError, match="Going on would mean starting over"):
+    with pytest.raises(start.UnusableError, match="Going on would mean starting over") as told:
         loop.run(config)
+    assert told.value.exit_code == 5
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SIGTERM, by which a machine says that it will be taken away: the run saves and ends.
+
+SIGTERM --> the update that is being made --Stop.reached--> a save, waited for --> PreemptedError,
+exit code 42: the same command goes on, bit for bit
+
+A save in flight is waited for. More signals change nothing. Where the time does not suffice and the
+process is killed, the checkpoint that it was writing is never listed, and the one before it holds.
+"""
+
+import signal
+import threading
+from typing import Any
+
+from midjax import log
+
+
+class PreemptedError(Exception):
+    """The run was asked to end, and can go on. Not a ValueError: a list of jobs ends with it."""
+
+    exit_code = 42
+
+
+class Stop:
+    """Whether a run has been asked to end. Use as a context: inside, SIGTERM only asks.
+
+    Attributes:
+      is_asked: what `reached` said last; it stays so.
+    """
+
+    def __init__(self) -> None:
+        self.is_asked = self._is_signalled = False
+        self._before: Any = None
+
+    def __enter__(self) -> "Stop":
+        if threading.current_thread() is threading.main_thread():  # others cannot be signalled
+            self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _note(self, *_: object) -> None:
+        self._is_signalled = True
+
+    def reached(self, step: int) -> bool:
+        """Whether the run is to end after update `step`. Asked once for each update, in order."""
+        self.is_asked = self.is_asked or self._is_signalled
+        return self.is_asked
+
+
+def end(run_dir: str, journal: log.Journal, step: int, saved_step: int | None) -> PreemptedError:
+    """Writes the event `preempted`; returns what is to be raised.
+
+    Args:
+      run_dir, journal: of the run.
+      step: its last update.
+      saved_step: its newest checkpoint, whole; None where there is none.
+    """
+    journal.event("preempted", step=step, saved_step=saved_step)
+    where = "the beginning" if saved_step is None else f"step {saved_step}, which is saved"
+    return PreemptedError(
+        f"{run_dir} was asked to end (SIGTERM) and did so after step {step}. The same command goes "
+        f"on from {where}."
+    )

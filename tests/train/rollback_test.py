@@ -69,7 +69,11 @@ def by_hand(config):
     )  # fmt: skip
     sizes = prepared.timeline.sizes()
     batches = prepared.loader.batches(next_row=0, first_step=1, batch_rows=sizes, prefetch=0)
+    rows = tiny.B
     for step, (batch, _) in enumerate(batches, 1):
+        if len(batch.tokens) != rows:  # losses of other batches say nothing of these
+            state = tiny.replace(state, guard=guard.fresh(config.spikes))
+        rows = len(batch.tokens)
         if step in (*LEFT_OUT, 8):  # what is not finite changes nothing either: see step_test
             state = tiny.replace(
                 state, step=state.step + 1, schedule_count=state.schedule_count + 1

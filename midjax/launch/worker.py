@@ -135,7 +135,18 @@ def script(config: spec.Launch, attempt: int) -> str:
         head += [f"# {variable.why}", f"export {variable.name}={shlex.quote(variable.value)}"]
     set_up, command = _of_backend(config)
     return "\n".join(
-        [*head, "", "set_up() {", *set_up, "}", f"command=({command})", "", _REPORTING, _RUNNING]
+        [
+            *head,
+            "",
+            "set_up() {",
+            *set_up,
+            "}",
+            "# shellcheck disable=SC2016  # words of the recipe, taken as they stand",
+            f"command=({command})",
+            "",
+            _REPORTING,
+            _RUNNING,
+        ]
     )
 
 
@@ -164,15 +175,11 @@ def _of_backend(config: spec.Launch) -> tuple[list[str], str]:
             f"--stop-timeout={config.grace_seconds} {passed} {shlex.quote(config.image)} {train}"
         )
         return [*secrets, login, pull], run
-    # The machines' own Python is older than midjax wants; uv brings one, and caches what it brings.
     install = [
         '  gcloud storage cp "$place/launch/$attempt/code.tgz" "$work/code.tgz" --quiet || return',
         '  mkdir -p "$work/code" && tar -xzf "$work/code.tgz" -C "$work/code" || return',
         '  cd "$work/code" || return',
-        "  python3 -m pip install --quiet uv || return",
-        '  [ -d "$work/venv" ] || python3 -m uv venv --quiet --python 3.12 "$work/venv" || return',
-        '  python3 -m uv pip install --quiet --python "$work/venv/bin/python" \\',
-        "    --constraint constraints.txt '.[tpu,gcs]'",
+        '  bash tpu/setup.sh "$work/venv"',
     ]
     return [*secrets, *install], f'"$work/venv/bin/midjax" {train}'
 

@@ -21,6 +21,20 @@ def argv_of(config: spec.Launch, env_file: pathlib.Path) -> list[str]:
     return list(command.argv)
 
 
+def run_xpk(argv: list[str], manifest: pathlib.Path) -> subprocess.CompletedProcess:
+    """xpk without a cloud: it writes its manifest, and reports nothing to anybody."""
+    more = ["--dry-run", "--skip-validation", f"--output-manifest-file={manifest}"]
+    return subprocess.run(
+        [str(XPK), *argv[1:], *more],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=manifest.parent,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "TELEMETRY_ENABLED": "false"},
+    )
+
+
 def test_the_line_of_xpk_in_full():
     command = gke.xpk(fake_cloud.on_gke(slice="2xv5e-16"), "xpk.env")
     assert command is not None and command.argv == (
@@ -42,15 +56,7 @@ def test_the_line_of_xpk_in_full():
 def test_xpk_takes_the_line_and_makes_of_it_what_we_do(size, tmp_path):
     config = fake_cloud.on_gke(slice=size, overrides=("Text.field=a b",))
     manifest = tmp_path / "m.yaml"
-    more = ["--dry-run", "--skip-validation", f"--output-manifest-file={manifest}"]
-    done = subprocess.run(
-        [str(XPK), *argv_of(config, tmp_path / "xpk.env")[1:], *more],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-        stdin=subprocess.DEVNULL,
-    )
+    done = run_xpk(argv_of(config, tmp_path / "xpk.env"), manifest)
     assert done.returncode == 0, done.stdout + done.stderr
     theirs = yaml.safe_load(manifest.read_text())["spec"]
     ours = jobset.documents(config)[1]["spec"]
@@ -78,10 +84,7 @@ def test_xpk_takes_the_line_and_makes_of_it_what_we_do(size, tmp_path):
 def test_xpk_refuses_what_it_does_not_know(tmp_path):
     argv = argv_of(fake_cloud.on_gke(), tmp_path / "xpk.env")
     argv[argv.index("--tpu-type=v5litepod-16")] = "--tpu-type=v5litepod-24"
-    more = ["--dry-run", "--skip-validation", f"--output-manifest-file={tmp_path / 'm.yaml'}"]
-    done = subprocess.run(
-        [str(XPK), *argv[1:], *more], capture_output=True, check=False, stdin=subprocess.DEVNULL
-    )
+    done = run_xpk(argv, tmp_path / "m.yaml")
     assert done.returncode != 0
 
 

@@ -82,7 +82,7 @@ class Cloud:
         if words[:4] == ["gcloud", "storage", "buckets", "describe"]:
             return runner.Done(code=0, out=self.location + "\n")
         if words[:2] == ["kubectl", "get"]:
-            return runner.Done(code=0, out=json.dumps(self.jobset))
+            return runner.Done(code=0, out=json.dumps(self.jobset)) if self.jobset else MISSING
         return runner.Done(code=0)
 
     def sleep(self, seconds: float) -> None:

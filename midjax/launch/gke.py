@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lines of kubectl for a JobSet, and the line of xpk that would do without our own."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -61,19 +62,36 @@ def delete(config: spec.Launch) -> Command:
     )
 
 
-def state(text: str) -> str:
-    """What `get` gave: "Completed", "Failed", "Suspended" or "Running", with restarts.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JobSet:
+    """A JobSet as it is.
+
+    Attributes:
+      state: "Completed", "Failed", "Suspended" or "Running".
+      attempt: of the run, which its pods are at: every restart is one more.
+    """
+
+    state: str
+    attempt: int
+
+
+def parse(text: str) -> JobSet:
+    """What `get` gave.
 
     Raises:
-      LaunchError: it is no JobSet.
+      LaunchError: it is no JobSet of midjax.
     """
     try:
         found: dict[str, Any] = json.loads(text)
-        conditions = found.get("status", {}).get("conditions", [])
-        true = {one["type"] for one in conditions if one["status"] == "True"}
+        status = found.get("status", {})
+        true = {one["type"] for one in status.get("conditions", []) if one["status"] == "True"}
+        attempt = int(found["metadata"]["labels"]["attempt"]) + int(status.get("restarts", 0))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise spec.LaunchError(f"kubectl did not describe a JobSet: {error!r}") from None
-    return next((name for name in ("Completed", "Failed", "Suspended") if name in true), "Running")
+        raise spec.LaunchError(
+            f"The JobSet was not created by midjax launch ({error!r}). Give the run another name."
+        ) from None
+    ends = ("Completed", "Failed", "Suspended")
+    return JobSet(state=next((one for one in ends if one in true), "Running"), attempt=attempt)
 
 
 def xpk(config: spec.Launch, env_file: str) -> Command | None:

@@ -25,18 +25,18 @@ def script_name(config: spec.Launch) -> str:
 
 
 def documents(config: spec.Launch, attempt: int = 1) -> list[dict[str, Any]]:
-    """ConfigMap and JobSet. JobSet restarts all slices by itself: attempt stays the same."""
+    """ConfigMap and JobSet, which restarts all slices by itself; attempt is its first one."""
     config_map = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": script_name(config), "labels": config.all_labels},
         "data": {"worker.sh": worker.script(config, attempt)},
     }
-    return [config_map, _jobset(config)]
+    return [config_map, _jobset(config, attempt)]
 
 
-def _jobset(config: spec.Launch) -> dict[str, Any]:
-    labels = dict(config.all_labels)
+def _jobset(config: spec.Launch, attempt: int) -> dict[str, Any]:
+    labels = {**config.all_labels, "attempt": str(attempt)}
     if config.queue:
         labels["kueue.x-k8s.io/queue-name"] = config.queue
     return {

@@ -88,10 +88,14 @@ class Session:
         """
         config = self._config
         self._say(region.check(config, self._runner))
-        if config.backend != "gke" and not self._runner.run(gcloud.describe(config).argv).code:
+        on_gke = config.backend == "gke"
+        if on_gke:
+            runner_lib.must(self._runner, gke.credentials(config))
+        if not self._runner.run((gke.get(config) if on_gke else gcloud.describe(config)).argv).code:
             raise spec.LaunchError(
-                f"There is a queued resource {config.name} already: midjax launch status shows it. "
-                "Delete it, or give this run another name."
+                f"There is a {'JobSet' if on_gke else 'queued resource'} {config.name} already: "
+                "midjax launch status shows it. Delete it and create goes on with the run; or give "
+                "this one another name."
             )
         self._check_code()
         attempt = self._last_attempt() + 1
@@ -108,13 +112,17 @@ class Session:
         Raises:
           RunEndedError: the run ended short of it.
         """
-        if self._config.backend == "gke":
-            runner_lib.must(self._runner, gke.credentials(self._config))
-            watch.watch_jobset(self._config, self._runner, self._sleep)
-        else:
-            watch.Watch(
-                self._config, self._runner, self._submit, clock=self._clock, sleep=self._sleep
-            ).run()
+        try:
+            if self._config.backend == "gke":
+                runner_lib.must(self._runner, gke.credentials(self._config))
+                watch.watch_jobset(self._config, self._runner, self._sleep)
+            else:
+                watch.Watch(
+                    self._config, self._runner, self._submit, clock=self._clock, sleep=self._sleep
+                ).run()
+        except KeyboardInterrupt:
+            self._say(f"{self._config.name} goes on, and nobody watches it: midjax launch watch")
+            return
         self._say(f"{self._config.name}: {exits.MEANINGS[0]}")
 
     def status(self) -> None:
@@ -122,9 +130,9 @@ class Session:
         config = self._config
         if config.backend == "gke":
             runner_lib.must(self._runner, gke.credentials(config))
-            found = runner_lib.must(self._runner, gke.get(config))
-            attempt = self._last_attempt()
-            self._say(f"JobSet {config.name}: {gke.state(found.out)}")
+            found = gke.parse(runner_lib.must(self._runner, gke.get(config)).out)
+            attempt = found.attempt
+            self._say(f"JobSet {config.name}: {found.state}, attempt {attempt}")
         else:
             done = self._runner.run(gcloud.describe(config).argv)
             if done.code and not gcloud.is_missing(done):
@@ -149,6 +157,11 @@ class Session:
         attempt = self._last_attempt()
         if not attempt:
             raise spec.LaunchError(f"{self._config.place} holds no run: midjax launch create.")
+        if (
+            self._config.backend == "gke"
+            and not (found := self._runner.run(gke.get(self._config).argv)).code
+        ):
+            attempt = gke.parse(found.out).attempt  # JobSet's own restarts were not launched
         place = worker.log_place(self._config, attempt, who)
         self._say(runner_lib.must(self._runner, gcloud.cat(place)).out)
 

@@ -19,6 +19,8 @@ from midjax.launch import runner as runner_lib
 Kind = Literal["wait", "start", "restart", "done", "stop"]
 # A queued resource in these states gives no machines any more.
 _LOST = ("SUSPENDED", "FAILED")
+# So often in a row a restart may be refused, one poll apart, before `watch` gives up.
+MOST_REFUSALS = 30
 
 
 class RunEndedError(spec.LaunchError):
@@ -150,6 +152,8 @@ class Watch:
         self._config, self._runner, self._submit = config, runner, submit
         self._clock, self._sleep = clock, sleep
         self._active_since: tuple[int, float] | None = None
+        self._pending: tuple[int, int] | None = None
+        self._refusals = 0
         self._said = ""
 
     def run(self) -> None:
@@ -166,6 +170,9 @@ class Watch:
             self._sleep(self._config.poll_seconds)
 
     def _turn(self) -> Action:
+        if self._pending is not None:  # the old slice is gone, and no new one was to be had
+            self._resubmit()
+            return Action(kind="wait", why="asked again")
         look = self.look()
         if look is None:
             return Action(kind="wait", why="nothing was to be seen")
@@ -177,10 +184,28 @@ class Watch:
         elif action.kind == "restart":
             assert look.resource is not None
             if self._try(gcloud.delete(self._config)):
-                self._submit(look.resource.attempt + 1, look.resource.first)
+                self._pending = (look.resource.attempt + 1, look.resource.first)
+                self._resubmit()
         elif look.resource and (action.kind == "done" or (action.code and not look.stop_asked)):
             self._try(gcloud.delete(self._config))  # nobody pays for a slice that does nothing
         return action
+
+    def _resubmit(self) -> None:
+        """Submits what is pending.
+
+        Raises:
+          LaunchError: it was refused too often; a moment without network is no reason to give up.
+        """
+        assert self._pending is not None
+        try:
+            self._submit(*self._pending)
+        except spec.LaunchError as error:
+            self._refusals += 1
+            if self._refusals >= MOST_REFUSALS:
+                raise
+            self._say(f"trying again: {error}", None)
+        else:
+            self._pending, self._refusals = None, 0
 
     def look(self) -> Look | None:
         """One look; None where Google Cloud did not answer, which may pass."""
@@ -234,21 +259,23 @@ def watch_jobset(
     """Waits for a JobSet, which restarts its pods by itself.
 
     Raises:
-      RunEndedError: it failed.
+      RunEndedError: it failed, or was stopped.
     """
-    said = ""
+    said: Any = None
     while True:
         done = runner.run(gke.get(config).argv)
-        state = gke.state(done.out) if not done.code else f"no answer: {done.err.strip()[-300:]}"
-        if state != said:
-            log.say(f"{config.name}: {state}")
-            said = state
-        if state == "Completed":
+        found = None if done.code else gke.parse(done.out)
+        if (now := found or done.err.strip()[-300:]) != said:
+            said = now
+            text = f"attempt {found.attempt}, {found.state}" if found else f"no answer: {now}"
+            log.say(f"{config.name}: {text}")
+        if found and found.state == "Completed":
             return
-        if state in ("Failed", "Suspended"):
-            raise RunEndedError(
-                f"{config.name}: the JobSet is {state}; midjax launch logs shows the end of it"
-            )
+        if found and found.state in ("Failed", "Suspended"):
+            report = read_report(config, runner, found.attempt)
+            code = report.code if report and report.ended else None
+            how = "" if code is None else f": the run ended with code {exits.text(code)}"
+            raise RunEndedError(f"{config.name}: the JobSet is {found.state}{how}", code or 2)
         sleep(config.poll_seconds)
 
 

@@ -109,7 +109,13 @@ def test_lines_of_kubectl():
 )
 def test_states(conditions, state):
     listed = [{"type": name, "status": status} for name, status in conditions]
-    assert gke.state(json.dumps({"status": {"conditions": listed}})) == state
-    assert gke.state("{}") == "Running"
-    with pytest.raises(spec.LaunchError):
-        gke.state("no JSON")
+    document = jobset.documents(fake_cloud.on_gke(), attempt=3)[1]
+    assert gke.parse(json.dumps(document)) == gke.JobSet(state="Running", attempt=3)
+    document["status"] = {"conditions": listed, "restarts": 2}
+    assert gke.parse(json.dumps(document)) == gke.JobSet(state=state, attempt=5)
+
+
+@pytest.mark.parametrize("text", ["no JSON", "{}", '{"metadata": {"labels": {}}}'])
+def test_a_jobset_of_somebody_else(text):
+    with pytest.raises(spec.LaunchError, match="not created by midjax launch"):
+        gke.parse(text)

@@ -215,14 +215,26 @@ def test_gke(tmp_path):
     kinds = [d["kind"] for d in yaml.safe_load_all((folder / "jobset.yaml").read_text())]
     assert kinds == ["ConfigMap", "JobSet"]
     cloud.calls.clear()
-    cloud.jobset = {"status": {"conditions": [{"type": "Completed", "status": "True"}]}}
+    with pytest.raises(spec.LaunchError, match="ended with code 1"):
+        one.status()
+    cloud.calls.clear()
+    cloud.jobset = list(yaml.safe_load_all((folder / "jobset.yaml").read_text()))[1]
+    cloud.jobset["status"] = {
+        "conditions": [{"type": "Completed", "status": "True"}],
+        "restarts": 1,
+    }
     one.watch()
     one.status()
+    assert cloud.said[-2] == "worker 0 has not said anything"
+    assert cloud.said[-1] == "log: gs://my-bucket/runs/anneal/logs/2/0-0.log"
+    one.logs()
+    assert cloud.said[-1] == "the log gs://my-bucket/runs/anneal/logs/2/0-0.log"
+    with pytest.raises(spec.LaunchError, match="There is a JobSet anneal already"):
+        one.create()
     one.stop()
     one.delete()
     assert cloud.lines("kubectl") == [
-        "kubectl get jobset anneal --output=json",
-        "kubectl get jobset anneal --output=json",
+        *["kubectl get jobset anneal --output=json"] * 4,
         'kubectl patch jobset anneal --type=merge --patch={"spec": {"suspend": true}}',
         "kubectl delete jobset/anneal configmap/anneal-worker --ignore-not-found",
     ]
@@ -259,3 +271,15 @@ def test_no_secret_is_printed_or_written(tmp_path, backend, monkeypatch):
     assert len(written) >= 3
     seen += "".join(pathlib.Path(place).read_text() for place in written)
     assert canary not in seen and "wandb-key" in seen
+
+
+def test_watch_can_be_interrupted_and_the_run_goes_on(tmp_path):
+    def interrupted(c):
+        raise KeyboardInterrupt
+
+    cloud = fake_cloud.Cloud([lambda c: c.set("ACTIVE"), interrupted])
+    one = session(tmp_path, cloud, backend="qr")
+    one.create()
+    cloud.sleep(0)
+    one.watch()
+    assert "nobody watches it" in cloud.said[-1] and not cloud.lines(" delete ")

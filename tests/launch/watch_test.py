@@ -2,7 +2,7 @@
 import fake_cloud
 import pytest
 
-from midjax.launch import gcloud, runner, watch
+from midjax.launch import gcloud, runner, spec, watch
 
 
 def look(state="ACTIVE", code=None, *, ended=True, age=0.0, attempt=1, **more) -> watch.Look:
@@ -91,17 +91,57 @@ def test_reports_that_are_torn_count_as_none():
         assert watch.read_report(fake_cloud.launch(), cloud, 1) is None
 
 
-def jobset(*conditions):
+def jobset(*conditions, restarts=0):
     def happens(cloud):
         listed = [{"type": one, "status": "True"} for one in conditions]
-        cloud.jobset = {"status": {"conditions": listed}}
+        cloud.jobset = {
+            "metadata": {"labels": {"attempt": "1"}},
+            "status": {"conditions": listed, "restarts": restarts},
+        }
 
     return happens
 
 
 def test_a_jobset_is_waited_for():
-    cloud = fake_cloud.Cloud([jobset("StartupPolicyCompleted"), jobset("Completed")])
+    history = [jobset(), jobset("StartupPolicyCompleted", restarts=1), jobset("Completed")]
+    cloud = fake_cloud.Cloud(history)
+    cloud.answers = [("kubectl get", runner.Done(code=1, err="connection reset"))]
     watch.watch_jobset(fake_cloud.on_gke(), cloud, cloud.sleep)
-    cloud = fake_cloud.Cloud([jobset("Failed")])
-    with pytest.raises(watch.RunEndedError, match="is Failed"):
+    assert not cloud.history
+
+
+def test_a_jobset_that_failed_is_told_with_its_code():
+    cloud = fake_cloud.Cloud()
+    jobset("Failed", restarts=2)(cloud)
+    cloud.report(3, "ended", 4)
+    with pytest.raises(watch.RunEndedError, match="is Failed: the run ended with code 4") as ended:
         watch.watch_jobset(fake_cloud.on_gke(), cloud, cloud.sleep)
+    assert ended.value.exit_code == 4
+    jobset("Suspended")(cloud)
+    with pytest.raises(watch.RunEndedError, match="is Suspended$"):
+        watch.watch_jobset(fake_cloud.on_gke(), cloud, cloud.sleep)
+
+
+@pytest.mark.parametrize("refused", [2, watch.MOST_REFUSALS])
+def test_a_restart_that_is_refused_is_tried_again_and_not_for_ever(refused):
+    config, asked = fake_cloud.launch(backend="qr"), []
+    cloud = fake_cloud.Cloud([lambda c: None] * (refused + 1))
+    cloud.run(gcloud.create(config, 1, 1, None).argv)
+    cloud.set("SUSPENDED")
+
+    def submit(attempt, first):
+        asked.append((attempt, first))
+        if len(asked) <= refused:
+            raise spec.LaunchError("no quota")
+        cloud.run(gcloud.create(config, attempt, first, None).argv)
+        cloud.report(2, "ended", 0)
+
+    loop = watch.Watch(config, cloud, submit, clock=cloud.clock, sleep=cloud.sleep)
+    if refused == watch.MOST_REFUSALS:
+        with pytest.raises(spec.LaunchError, match="no quota"):
+            loop.run()
+        assert len(asked) == refused
+    else:
+        loop.run()
+        assert asked == [(2, 1)] * 3
+    assert len(cloud.lines(" delete ")) == (1 if refused == watch.MOST_REFUSALS else 2)

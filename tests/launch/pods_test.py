@@ -27,14 +27,18 @@ pathlib.Path(os.environ["SEEN"]).write_text(json.dumps([sys.argv[1:], dict(os.en
 
 
 def call(tmp_path, script: str, *arguments: str) -> tuple[int, list[str], dict[str, str], str]:
-    """(exit code, arguments and environment that midjax got, what was complained of)."""
+    """(exit code, arguments and environment that midjax got, what was complained of).
+
+    The scripts are a copy: beside their own folder there may be a .venv with the real midjax.
+    """
+    shutil.copytree(TPU, tmp_path / "checkout" / "tpu")
     program = tmp_path / "midjax"
     program.write_text(MIDJAX)
     program.chmod(0o755)
     seen = tmp_path / "seen.json"
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SEEN": str(seen)}
     done = subprocess.run(
-        [BASH, str(TPU / script), *arguments],
+        [BASH, str(tmp_path / "checkout" / "tpu" / script), *arguments],
         env=environment,
         capture_output=True,
         text=True,

@@ -23,6 +23,7 @@ OTHER = "other"  # groups that follow no axis of the mesh
 _POD, _CUBE = 16, 4
 
 _IOTA = re.compile(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_TURNED = re.compile(r"^\[([\d,]+)\](?:T\(([\d,]+)\))?$")
 _LISTS = re.compile(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}")
 _MESH = re.compile(
     r"replica_groups=mesh\[([^\]]*)\](?:,?\s*device_ids=\(([^()]*(?:\([^()]*\))?[^()]*)\))?"
@@ -122,7 +123,9 @@ class Mesh:
 
     def group(self, instruction: hlo.Instruction) -> Group:
         """Of a collective instruction."""
-        joined = _members(instruction.attributes, len(self._own))
+        joined = _members(instruction.attributes)
+        if joined is None:
+            return Group(axis=OTHER, size=len(self._own))
         if not joined:
             joined = (tuple(range(len(self._own))),)
         if len(self._own) < self.devices and max(map(max, joined)) < len(self._own):
@@ -183,19 +186,18 @@ class Mesh:
 
 
 @functools.lru_cache(maxsize=4096)
-def _members(attributes: str, devices: int) -> tuple[tuple[int, ...], ...]:
-    """Devices of each group; of a permutation the pairs; nothing where all are meant."""
+def _members(attributes: str) -> tuple[tuple[int, ...], ...] | None:
+    """Devices of each group; of a permutation the pairs; none where all are meant, or None."""
     if found := _PAIRS.search(attributes):
         return _lists(found[1])
     if found := _MESH.search(attributes):
         return _of_mesh(found[1], found[2], found[3])
     if found := re.search(r"replica_groups=(\[[^\s]*)", attributes):
         iota = _IOTA.match(found[1])
-        if iota is None:
-            return ()
-        return tuple(map(tuple, _iota(iota).tolist()))
-    found = _LISTS.search(attributes)
-    return _lists(found[1]) if found else ()
+        return tuple(map(tuple, _iota(iota).tolist())) if iota else None
+    if found := _LISTS.search(attributes):
+        return _lists(found[1])
+    return None if "replica_groups=" in attributes else ()
 
 
 def _lists(text: str) -> tuple[tuple[int, ...], ...]:
@@ -211,17 +213,26 @@ def _iota(found: re.Match[str]) -> np.ndarray:
     return np.arange(math.prod(source)).reshape(source).transpose(order).reshape(shape)
 
 
-def _of_mesh(sizes: str, ids: str | None, axes: str) -> tuple[tuple[int, ...], ...]:
+def _order(ids: str) -> np.ndarray | None:
+    """The order of a mesh's devices: a list, `[4,2]<=[2,4]T(1,0)`, or `[2,4]T(1,0)` for short."""
+    if iota := _IOTA.match(ids):
+        return _iota(iota).reshape(-1)
+    if turned := _TURNED.match(ids):
+        source = tuple(map(int, turned[1].split(",")))
+        order = tuple(map(int, turned[2].split(","))) if turned[2] else range(len(source))
+        return np.arange(math.prod(source)).reshape(source).transpose(tuple(order)).reshape(-1)
+    if re.fullmatch(r"[\d,\s]+", ids):
+        return np.array([int(i) for i in ids.split(",")])
+    return None
+
+
+def _of_mesh(sizes: str, ids: str | None, axes: str) -> tuple[tuple[int, ...], ...] | None:
     """`mesh['a'=2,'b'=4] {'b'}`: the compiler's own mesh, a part of an axis as 'b':(2)2."""
     named = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", sizes)}
     count = math.prod(named.values())
-    iota = _IOTA.search(ids) if ids else None
-    if iota:
-        flat = _iota(iota).reshape(-1)
-    elif ids:
-        flat = np.array([int(i) for i in re.findall(r"\d+", ids)])
-    else:
-        flat = np.arange(count)
+    flat = np.arange(count) if ids is None else _order(ids)
+    if flat is None or len(flat) != count:
+        return None
     wanted = {name: (int(pre or 1), int(size or 0)) for name, pre, size in _AXIS.findall(axes)}
     # Each axis is split in the part before, the part that is meant, and the rest.
     split: list[int] = []

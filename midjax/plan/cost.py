@@ -14,9 +14,9 @@ Where a simpler count of the same text goes wrong, and what is done instead:
   - a collective that several fusions carry on (an asynchronous chain) is in the text once for each
     of them, and is sent once: it runs from the first one to the last;
   - permutations in different directions use different links, at the same time;
-  - the compiler's own algorithm says over how many dimensions a collective runs, a single ring one;
+  - the compiler's own algorithm says over how many dimensions a collective runs, a ring over one;
   - edges of a torus that don't close, as all of a v5e-16, have one link where rings have two;
-  - an all-to-all is limited by the cut through the middle of the torus, in any number of dimensions;
+  - an all-to-all is limited by the cut through the middle of the torus, however many dimensions;
   - what has no cycles costs its bytes, updates in place only those that are new;
   - slices of arrays on the host are copies to or from it, in both directions at once;
   - what the sparse cores are given, they begin when they are given it;

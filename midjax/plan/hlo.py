@@ -174,7 +174,7 @@ class Instruction:
     def op_name(self) -> str:
         """The traced operations it comes from: "jit(step)/while/body/mlp/dot_general"."""
         found = _OP_NAME.search(self.attributes)
-        return found[1] if found else ""
+        return found[1].replace("\\'", "'") if found else ""
 
     @property
     def base(self) -> str:

@@ -31,7 +31,8 @@ _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](?:\{([^{}]*)\})?")
 _HEAD = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = ")
 _OPCODE = re.compile(r"\s([a-z][a-z0-9\-]*)\(")
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
-_NAME = re.compile(r"%([\w.\-]+)")
+_NAME = re.compile(r"%([\w.\-]+(?:#\d+)*)")
+_COMMENT = re.compile(r"/\*.*?\*/")
 _SPACE = re.compile(r"S\((\d+)\)")
 _TILE = re.compile(r"\(([\d,*]+)\)")
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
@@ -277,7 +278,8 @@ def parse(text: str) -> Module:
     entry = ""
     for name, is_entry, lines in _blocks(text):
         found = (_instruction(line) for line in lines)
-        computations[name] = Computation(name, tuple(one for one in found if one is not None))
+        written = [one for one in found if one is not None]
+        computations[name] = Computation(name, tuple(_opened(written)))
         entry = name if is_entry else entry
     if not entry:
         raise NotScheduledError("The program has no ENTRY computation: its text is cut off.")
@@ -316,6 +318,39 @@ def _instruction(line: str) -> Instruction | None:
         attributes=line[end + 1 :],
         is_root=bool(head[1]),
     )
+
+
+def _opened(written: list[Instruction]) -> Iterator[Instruction]:
+    """With a get-tuple-element for each element that is written "%name#2" where it is used."""
+    known: dict[str, Instruction] = {}
+    for one in written:
+        for name in one.operands if "#" in one.operand_text else ():
+            base, *places = name.split("#")
+            for place in places:
+                whole, base = base, f"{base}#{place}"
+                if base not in known and whole in known:
+                    known[base] = Instruction(
+                        name=base,
+                        opcode="get-tuple-element",
+                        type_text=_element(known[whole].type_text, int(place)),
+                        operand_text=f"%{whole}",
+                        attributes=f", index={place}",
+                    )
+                    yield known[base]
+        known[one.name] = one
+        yield one
+
+
+def _element(type_text: str, place: int) -> str:
+    """The type of an element of a tuple."""
+    depth, found, start = 0, [], 1
+    type_text = _COMMENT.sub("", type_text)
+    for at, sign in enumerate(type_text):
+        depth += (sign in "([{") - (sign in ")]}")
+        if (sign == "," and depth == 1) or depth == 0:
+            found.append(type_text[start:at].strip())
+            start = at + 1
+    return found[place] if place < len(found) else ""
 
 
 def _closing(line: str, start: int) -> int:

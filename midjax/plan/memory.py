@@ -177,7 +177,8 @@ def kind_of(name: str) -> str:
     """What an argument is, by the words of its path.
 
     Optimizers that are optax's, and those that keep their moments under the same names, have "mu"
-    and "nu"; a batch's path begins with "batch", "data" or "inputs".
+    and "nu"; parameters are in "params" or "model"; a batch's path begins with "batch", "data" or
+    "inputs".
     """
     words = re.findall(r"[A-Za-z]\w*", name)
     for word, kind in (("mu", MU), ("nu", NU)):
@@ -185,7 +186,7 @@ def kind_of(name: str) -> str:
             return kind
     if any(word in ("opt_state", "optimizer", "optimizer_state") for word in words):
         return OPTIMIZER
-    if any(word in ("params", "parameters", "weights") for word in words[:-1]):
+    if any(word in ("params", "parameters", "model") for word in words[:-1]):
         return PARAMETERS
     if words and words[0] in ("batch", "data", "inputs"):
         return BATCH

@@ -26,12 +26,12 @@ NAMELESS = "temporaries without a name"
 # What hands on an array, however it lies in memory.
 _SAME = {
     *("copy", "bitcast", "convert", "reshape", "transpose", "copy-start", "copy-done"),
-    *("opt-barrier", "async-done"),
+    *("opt-barrier", "async-done", "reduce-precision"),
 }
 # Of an operation's name what says how it was traced, not what it is.
 _TRACED = re.compile(
     r"^(jit|pjit|jvp|transpose|vmap|shard_map|checkpoint|remat\w*|while|body|cond|scan|closed_call|"
-    r"core_call|custom_jvp_call|custom_vjp_call|rematted_computation|branch_\d+_fun|_\w+)?"
+    r"core_call|eval_jaxpr|custom_jvp_call|custom_vjp_call|rematted_computation|branch_\d+_fun|_\w+)?"
     r"(\(.*\))?$"
 )
 _DEEPEST = 40

@@ -85,6 +85,27 @@ def test_operands_may_be_written_with_their_types():
     assert hlo.parse(text).main.root.operands == ("a",)
 
 
+def test_elements_of_tuples_may_be_written_where_they_are_used():
+    """What another version of the compiler writes for get-tuple-element."""
+    text = """HloModule step, is_scheduled=true
+
+ENTRY %main (a: (f32[2], (s32[], bf16[3,4]))) -> bf16[3,4] {
+  %a = (f32[2]{0:T(128)}, /*index=1*/(s32[], bf16[3,4]{1,0:T(8,128)(2,1)})) parameter(0)
+  ROOT %sum = bf16[3,4]{1,0} add(%a#1#1, %a#1#1), metadata={op_name="x"}
+}
+"""
+    main = hlo.parse(text).main
+    assert [(one.name, one.opcode) for one in main.instructions] == [
+        ("a", "parameter"),
+        ("a#1", "get-tuple-element"),
+        ("a#1#1", "get-tuple-element"),
+        ("sum", "add"),
+    ]
+    assert main.operand_shapes(main.root)[0].dims == (3, 4)
+    assert main.by_name["a#1#1"].attribute("index") == "1"
+    assert main.operand(main.by_name["a#1#1"], 0) is main.by_name["a#1"]
+
+
 def test_what_a_fusion_holds():
     module = hlo.parse(PROGRAM)
     assert [one.opcode for _, one in module.inside(module.main.root)] == ["parameter", "convert"]

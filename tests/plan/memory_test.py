@@ -93,9 +93,9 @@ def test_only_the_input_of_each_layer_is_kept(compiled):
 
 
 def test_names_may_be_given(compiled):
-    names = ["weights.a.params.w", "mine", "step", "batch.x"]
+    names = ["all.params.w", "mine", "step", "batch.x"]
     parts = {part.label: part.kind for part in memory.analyse(compiled, names).parts}
-    assert parts["weights.a.params.w"] == memory.PARAMETERS
+    assert parts["all.params.w"] == memory.PARAMETERS
     assert parts["mine"] == memory.OTHER
     with pytest.raises(memory.ArgumentsError, match="2 names are given for 4 arguments"):
         memory.analyse(compiled, names[:2])
@@ -108,6 +108,8 @@ def test_names_may_be_given(compiled):
         ("state.params['params']['decoder']['mu_gate']", memory.PARAMETERS),
         ("state.opt_state['moments']['mu']['embed']", memory.MU),
         ("state.opt_state[0].nu['params']['embed']", memory.NU),
+        ("state['model']['decoder']['logits_dense']['kernel'].value", memory.PARAMETERS),
+        ("state['optimizer']['opt_state'][0]['nu']['decoder']['norm']", memory.NU),
         ("state.opt_state['adam_count']", memory.OPTIMIZER),
         ("batch.weights", memory.BATCH),
         ("data['inputs_position']", memory.BATCH),

@@ -3,8 +3,8 @@
 
 The same table serves a run (`LIBTPU_INIT_ARGS`) and a compilation without a TPU
 (`compiler_options`). A flag is here because somebody's published runs have it, or because the
-compiler's own estimate says so; none was measured on hardware by midjax. libtpu 0.0.42 takes
-each of them; other versions need not know all of them.
+compiler's own estimate says so; none was measured on hardware by midjax. libtpu 0.0.52 takes
+them, chip by chip, all together; other versions need not know all of them.
 """
 
 import dataclasses
@@ -51,10 +51,6 @@ _OVERLAP = (
         "collectives run beside computation, in the same fusion",
     ),
     _on(
-        "xla_tpu_enable_async_collective_fusion_fuse_all_gather",
-        "all-gathers too: FSDP gathers each layer's parameters",
-    ),
-    _on(
         "xla_tpu_enable_async_collective_fusion_multiple_steps",
         "one collective may span several fusions, when one is too short to hide it",
     ),
@@ -63,6 +59,12 @@ _OVERLAP = (
         "the TensorCore computes while a collective is under way",
     ),
     _on("xla_enable_async_all_gather", "all-gathers are started early and waited for late"),
+)
+# libtpu 0.0.52 refuses it, with asynchronous all-gathers, on every other chip: "not supported ...
+# might lead to ... incorrect results, hang".
+_FUSED_GATHERS = _on(
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather",
+    "all-gathers too: FSDP gathers each layer's parameters",
 )
 _DATA_PARALLEL = (
     _on(
@@ -103,7 +105,7 @@ _VMEM_V5P = "the compiler's estimate of a 7B step on v5p-128: 2,299 ms instead o
 # chip -> (flags of dense models, flags of mixtures of experts).
 _TABLE: dict[str, tuple[tuple[Flag, ...], tuple[Flag, ...]]] = {
     "v4": (_OVERLAP, _OVERLAP),
-    "v5e": ((*_OVERLAP, *_DATA_PARALLEL),) * 2,
+    "v5e": ((*_OVERLAP, _FUSED_GATHERS, *_DATA_PARALLEL),) * 2,
     "v5p": ((*_OVERLAP, *_DATA_PARALLEL, *_MEGACORE, _vmem(98304, _VMEM_V5P)),) * 2,
     "v6e": ((*_OVERLAP, _vmem(98304, _VMEM_V6E)), (*_OVERLAP, _vmem(81920, _VMEM_V6E))),
 }

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "context", "expert", "tensor")
@@ -91,16 +92,31 @@ def sizes(mesh: Mesh, devices: int) -> tuple[int, ...]:
 
 
 def make(mesh: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """The mesh of these devices (all devices of all hosts, unless given)."""
+    """The mesh of these devices (all devices of all hosts, unless given).
+
+    TPU slices lie on the outer part of `data`: between them there is only the network of the data
+    centre, which carries the gradients of copies of the model once per step and nothing else.
+
+    Raises:
+      ValueError: the axes do not multiply to the devices, or `data` does not to the slices.
+    """
     devices = jax.devices() if devices is None else list(devices)
+    shape = sizes(mesh, len(devices))
     # Auto: JAX's own default has become Explicit, under which a lookup in a sharded table and
     # a product over a sharded axis are errors.
-    return jax.make_mesh(
-        sizes(mesh, len(devices)),
-        MESH_AXES,
-        axis_types=(AxisType.Auto,) * len(MESH_AXES),
-        devices=devices,
-    )
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1 or devices[0].platform != "tpu":
+        return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
+    if shape[0] % slices:
+        raise ValueError(
+            f"Mesh.data is {shape[0]}, and there are {slices} slices: each must hold whole copies "
+            f"of the model. Set Mesh.data to a multiple of {slices}."
+        )
+    per_slice = (shape[0] // slices, *shape[1:])
+    across = (slices, *(1,) * (len(shape) - 1))
+    placed = mesh_utils.create_hybrid_device_mesh(per_slice, across, devices)
+    return jax.sharding.Mesh(placed, MESH_AXES, axis_types=types)
 
 
 def no_mesh() -> Any:

@@ -18,6 +18,7 @@ from midjax.train import (
     goodput,
     placement,
     preemption,
+    program,
     restore,
     rollback,
     saving,
@@ -193,38 +194,23 @@ def train_steps(begun: Begun) -> dict[int, Any]:
 
     A batch of another size is another program.
     """
-    prepared, config = begun.prepared, begun.prepared.config
-
-    def jitted(rows: int) -> Any:
-        made = step_lib.make_train_step(
-            config.model,
-            config.loss,
-            prepared.optimizer,
-            curve.learning_rate(prepared.schedule),
-            sources=len(prepared.loader.names),
-            microbatches=config.parts(rows),
-            spikes=config.spikes,
-            layer_norms_every_steps=config.layer_norms_every_steps,
-            noise_every_steps=config.noise_scale_every_steps,
-            ema=config.ema,
-        )
-        return _jitted(made, begun)
-
-    return {rows: jitted(rows) for rows in set(prepared.timeline.sizes().values())}
+    prepared = begun.prepared
+    return program.steps(
+        prepared.config,
+        prepared.optimizer,
+        prepared.schedule,
+        begun.state,
+        begun.mesh,
+        prepared.timeline.sizes().values(),
+    )
 
 
 def _leave_out(begun: Begun) -> Any:
     """The jitted step that is left out: a state, which is used up."""
     lr = curve.learning_rate(begun.prepared.schedule)
     sources = len(begun.prepared.loader.names)
-    return _jitted(functools.partial(step_lib.leave_out, lr, sources), begun)
-
-
-def _jitted(step: Any, begun: Begun) -> Any:
-    replicated = jax.sharding.NamedSharding(begun.mesh, sharding.spec(()))
-    shardings = (jax.tree.map(lambda x: x.sharding, begun.state), replicated)
-    near = placement.near(step, shardings[0])
-    return jax.jit(near, donate_argnums=0, out_shardings=shardings)
+    step = functools.partial(step_lib.leave_out, lr, sources)
+    return program.jitted(step, begun.state, begun.mesh)
 
 
 def _loop(

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from midjax import checkpoint, log, trees
 from midjax.model import hf, sharding, transformer
@@ -18,6 +19,7 @@ from midjax.train import ema as ema_lib
 from midjax.train import guard as guard_lib
 from midjax.train import placement
 from midjax.train import prepare as prepare_lib
+from midjax.train import recipe as recipe_lib
 from midjax.train import start as start_lib
 from midjax.train import step as step_lib
 from midjax.train.optimizers import optimizer as optimizer_lib
@@ -81,13 +83,20 @@ def first_state(prepared: prepare_lib.Prepared, mesh: jax.sharding.Mesh) -> step
 
 def abstract_state(prepared: prepare_lib.Prepared, mesh: jax.sharding.Mesh) -> step_lib.TrainState:
     """Shapes, dtypes and shardings of the state."""
-    model = prepared.config.model
+    return abstract(prepared.config, prepared.optimizer, mesh)
+
+
+def abstract(
+    config: recipe_lib.Train, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
+) -> step_lib.TrainState:
+    """`abstract_state` of a recipe, for which nothing has been read."""
+    model = config.model
     replicated = jax.sharding.NamedSharding(mesh, sharding.spec(()))
     shapes = transformer.abstract(model)
     axes = transformer.logical_axes(model)
     param_shardings = sharding.tree(mesh, axes, shapes)
-    opt_shapes = jax.eval_shape(prepared.optimizer.init, shapes)
-    opt_axes = optimizer_lib.logical_axes(prepared.config.optimizer, axes, shapes)
+    opt_shapes = jax.eval_shape(optimizer.init, shapes)
+    opt_axes = optimizer_lib.logical_axes(config.optimizer, axes, shapes)
     opt_shardings = sharding.tree(mesh, opt_axes, opt_shapes)
 
     def with_shardings(tree: Any, shardings: Any) -> Any:
@@ -101,12 +110,12 @@ def abstract_state(prepared: prepare_lib.Prepared, mesh: jax.sharding.Mesh) -> s
         schedule_count=number,
         params=with_shardings(shapes, param_shardings),
         opt_state=with_shardings(opt_shapes, opt_shardings),
-        guard=_abstract_guard(prepared.config.spikes, replicated),
+        guard=_abstract_guard(config.spikes, replicated),
         ema=None
-        if prepared.config.ema is None
+        if config.ema is None
         else with_shardings(jax.eval_shape(ema_lib.begin, shapes), param_shardings),
     )
-    return placement.placed(state, prepared.config.state_sharding, prepared.config.state_memory)
+    return placement.placed(state, config.state_sharding, config.state_memory)
 
 
 def _abstract_guard(spikes: guard_lib.Spikes | None, replicated: Any) -> guard_lib.State | None:

@@ -99,6 +99,12 @@ def _demo(arguments: list[str]) -> None:
     demo.run(arguments, main)
 
 
+def _plan(arguments: list[str]) -> None:
+    from midjax import plan_verb
+
+    plan_verb.run(arguments)
+
+
 VERBS = {
     "demo": Verb(
         _demo,
@@ -212,6 +218,25 @@ installed and the host has room for the model, and prints what was compared.""",
   midjax report --gin_file=gin/recipes/demo_report.gin
 
 Reads metrics.jsonl, events.jsonl, config.json and eval/*.json. Prints the table of the page.""",
+    ),
+    "plan": Verb(
+        _plan,
+        "does it fit, how fast, what does it cost: by the TPU's compiler, without a TPU",
+        """\
+  midjax plan --gin_file=gin/recipes/demo_midtrain.gin --slice=v5e-4 [--slice=...] [--search]
+
+Compiles the train step of any recipe of `train` as it would run on each slice, and prints
+per chip: peak memory and what fills it, FLOPs, the time of a step and its parts, the utilisation
+to expect; and for all of Train.train_tokens: time, chip-hours, cost, checkpoints. Needs libtpu
+(pip install 'midjax[tpu]') and neither a TPU nor data, checkpoints or a tokenizer.
+  --slice=SLICE   v4-*, v5e-*, v5p-*, v6e-*; several slices as 2xv5e-256; may be repeated
+  --stage=RECIPE  the stage after, such as the extension to longer rows; may be repeated
+  --price=USD     per chip and hour, of all chips or as --price=v5e:1.2; without it there is no cost
+  --search        tries meshes, microbatches and remat policies, and prints the best as overrides
+--gin.Class.field=VALUE holds for every stage; --gin.Plan.field=VALUE for the plan: see
+`midjax show plan`. What does not fit is a row that says how much is missing. Compiled steps are
+kept in ~/.cache/midjax/plan: the same plan again takes seconds. Writes Plan.output/plan.json.
+All of it is a prediction, and none a measurement.""",
     ),
     "launch": Verb(
         verbs.launch,

@@ -45,6 +45,7 @@ ROOTS = {
     "eval": "midjax.evals.run:Eval",
     "export": "midjax.export:Export",
     "report": "midjax.report.page:Report",
+    "plan": "midjax.plan.recipe:Plan",
     "launch": "midjax.launch.spec:Launch",
 }
 _NAME = r"[A-Za-z_]\w*"

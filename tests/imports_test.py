@@ -15,6 +15,7 @@ BASE = {"types", "units", "files", "log"}
 GLUE = {
     "__main__",
     "demo",
+    "plan_verb",
     "verbs",
 }  # verbs glued together: they import anything, and nobody imports them
 
@@ -57,7 +58,7 @@ TABLE: dict[str, set[str]] = {
     },
     "branch": BASE | {"checkpoint", "train"},
     "search": BASE | {"train", "evals", "mixture"},
-    "plan": BASE | {"model", "checkpoint", "train", "hardware"},
+    "plan": BASE | {"model", "batches", "checkpoint", "train", "hardware", "strict"},
     "export": BASE | {"model", "checkpoint", "export_check"},
     "export_check": BASE | {"model"},
     "importing": BASE | {"model", "trees", "checkpoint", "lineage"},

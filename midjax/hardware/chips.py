@@ -19,8 +19,8 @@ class Chip:
       name: "v4", "v5e", "v5p" or "v6e".
       clock_hz: of the TensorCore.
       bf16_flops_per_second: peak of its matrix units; one multiply and one add are two.
-      hbm_bytes: its memory as the tables have it; what of it a program may use is the compiler's to
-        say (libtpu 0.0.42: see below).
+      hbm_bytes: its memory as the tables have it.
+      usable_hbm_bytes: what the compiler lets a program use, as it says when one does not fit.
       hbm_bytes_per_second: peak.
       link_bytes_per_second: one link to a neighbour, one direction. A chip has two links for each
         dimension of its torus.
@@ -36,6 +36,7 @@ class Chip:
     clock_hz: float
     bf16_flops_per_second: float
     hbm_bytes: int
+    usable_hbm_bytes: int
     hbm_bytes_per_second: float
     link_bytes_per_second: float
     host_bytes_per_second: float
@@ -53,7 +54,8 @@ CHIPS: dict[str, Chip] = {
             name="v4",
             clock_hz=1.05e9,  # [docs]: 275 TFLOP/s = 2 cores x 4 MXU x 128^2 x 2 x 1.05 GHz
             bf16_flops_per_second=275e12,  # [docs]
-            hbm_bytes=32 * _GIB,  # [docs]: 32 GiB; the compiler offers 30.5
+            hbm_bytes=32 * _GIB,  # [docs]: 32 GiB
+            usable_hbm_bytes=round(30.5 * _GIB),  # [compiler]
             hbm_bytes_per_second=1.228e12,  # [book]; [docs] rounds to 1,200 GB/s
             link_bytes_per_second=45e9,  # [book]
             host_bytes_per_second=16e9,  # [book]: PCIe 3.0 x16
@@ -67,7 +69,8 @@ CHIPS: dict[str, Chip] = {
             name="v5e",
             clock_hz=1.5e9,  # [docs]: 197 TFLOP/s = 4 MXU x 128^2 x 2 x 1.5 GHz
             bf16_flops_per_second=197e12,  # [docs]
-            hbm_bytes=16 * _GIB,  # [docs]: 16 GB; the compiler offers 15.75 GiB
+            hbm_bytes=16 * _GIB,  # [docs]: 16 GB
+            usable_hbm_bytes=round(15.75 * _GIB),  # [compiler]
             hbm_bytes_per_second=0.819e12,  # [docs]
             link_bytes_per_second=45e9,  # [book]; [docs]: 400 GB/s over 4 links, both directions
             host_bytes_per_second=16e9,  # [book]
@@ -81,7 +84,8 @@ CHIPS: dict[str, Chip] = {
             name="v5p",
             clock_hz=1.75e9,  # [docs]: 459 TFLOP/s = 2 cores x 4 MXU x 128^2 x 2 x 1.75 GHz
             bf16_flops_per_second=459e12,  # [docs]
-            hbm_bytes=95 * _GIB,  # [docs]: 95 GB; the compiler offers 95.74 GiB
+            hbm_bytes=95 * _GIB,  # [docs]: 95 GB
+            usable_hbm_bytes=round(95.74 * _GIB),  # [compiler]
             hbm_bytes_per_second=2.765e12,  # [docs]
             link_bytes_per_second=90e9,  # [book]; [docs]: 1,200 GB/s over 6 links, both directions
             host_bytes_per_second=16e9,  # [book]
@@ -95,7 +99,8 @@ CHIPS: dict[str, Chip] = {
             name="v6e",
             clock_hz=1.75e9,  # [compiler]; [docs]: 918 TFLOP/s = 4 x 256^2 x 2 x 1.75 GHz
             bf16_flops_per_second=918e12,  # [docs]
-            hbm_bytes=32 * _GIB,  # [docs]: 32 GB; the compiler offers 31.25 GiB
+            hbm_bytes=32 * _GIB,  # [docs]: 32 GB
+            usable_hbm_bytes=round(31.25 * _GIB),  # [compiler]
             hbm_bytes_per_second=1.638e12,  # [docs]
             link_bytes_per_second=90e9,  # [book]; [docs]: 800 GB/s over 4 links, both directions
             host_bytes_per_second=16e9,  # [book]: the same is assumed; PCIe 5.0 could do 64

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The jitted train step of a recipe: what `train` runs and what `plan` compiles are this one.
 
-    recipe + mesh --state--> shapes and shardings --steps--> rows of a batch -> jitted step
+recipe + mesh --state--> shapes and shardings --steps--> rows of a batch -> jitted step
 """
 
 from collections.abc import Iterable

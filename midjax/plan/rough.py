@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A rough model of a step, which orders a search and is never reported.
+
+`least_bytes` is a bound: a step that must hold more than a chip has is not compiled. `seconds` is a
+guess that puts likely settings first; it leaves out all that the compiler knows better.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from midjax.hardware import slices as slices_lib
+from midjax.model import architecture, flops, sharding, transformer
+from midjax.train import recipe as train_lib
+from midjax.train.optimizers import optimizer as optimizer_lib
+
+_BYTES = {"float32": 4, "bfloat16": 2}
+# Policy -> whether products with weights, and attention, are made again.
+_AGAIN = {
+    "none": (False, False),
+    "dots": (False, True),
+    "full": (True, True),
+    "save_attention": (True, False),
+    "save_projections": (False, False),
+    "offload_inputs": (True, True),
+    "offload_attention": (True, False),
+    "offload_projections": (False, False),
+}
+# Of the peak, in a product; of the links.
+_PRODUCTS, _ATTENTION, _LINKS = 0.7, 0.4, 0.8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rough:
+    """One setting.
+
+    Attributes:
+      least_bytes: of HBM, on a chip.
+      seconds: of a step.
+    """
+
+    least_bytes: float
+    seconds: float
+
+
+def of(
+    config: train_lib.Train, slice_: slices_lib.Slice, mesh: Mapping[str, int], rows: int
+) -> Rough:
+    """The setting that a recipe is, on a mesh whose axes are all there."""
+    model = config.model
+    parts = config.parts(rows)
+    shards = mesh["data"] * mesh["fsdp"] * mesh["expert"]
+    tokens = rows * config.data.row_tokens / shards / mesh["context"]  # of a chip and step
+    state = state_bytes(config, mesh)
+    saved, offloaded = _saved(model, mesh["tensor"])
+    held = tokens / parts * model.layers * saved
+    sums = state["params"] if parts > 1 else 0.0  # gradients summed over the parts
+    moments = 0.0 if config.state_memory == "pinned_host" else state["moments"]
+    # The products of a chip are those of its share of the batch over its share of each matrix.
+    entries = flops.matrix_entries(model)
+    head = model.vocab_size * model.dim
+    products_again, attention_again = _AGAIN[model.remat]
+    per_token = 6 * entries + 2 * products_again * (entries - head)
+    pairs = config.data.row_tokens / 2
+    attention = (12 + 4 * attention_again) * model.heads * model.head_dim * model.layers * pairs
+    peak = slice_.chip.bf16_flops_per_second * mesh["tensor"]
+    compute = tokens * (per_token / _PRODUCTS + attention / _ATTENTION) / peak
+    host = 2 * tokens * model.layers * offloaded / slice_.chip.host_bytes_per_second
+    if config.state_memory == "pinned_host":
+        host += 2 * state["moments"] / slice_.chip.host_bytes_per_second
+    transfers = _transfers(config, slice_, mesh, tokens, parts)
+    return Rough(
+        least_bytes=state["params"] + moments + sums + held,
+        seconds=max(compute, host) + transfers,
+    )
+
+
+def state_bytes(config: train_lib.Train, mesh: Mapping[str, int]) -> dict[str, float]:
+    """Bytes on a chip of "params" and "moments", padding aside.
+
+    Raises:
+      ValueError: an array does not divide over the mesh.
+    """
+    shapes = transformer.abstract(config.model)
+    axes = transformer.logical_axes(config.model)
+    optimizer = optimizer_lib.make(config.optimizer)
+    moments = jax.eval_shape(optimizer.init, shapes)
+    moment_axes = optimizer_lib.logical_axes(config.optimizer, axes, shapes)
+    over = mesh["data"] if config.state_sharding == "over_data" else 1
+    return {
+        "params": _local(shapes, axes, mesh),
+        "moments": _local(moments, moment_axes, mesh) / over,
+    }
+
+
+def _local(shapes: Any, axes: Any, mesh: Mapping[str, int]) -> float:
+    total = 0.0
+
+    def add(path: Any, leaf_axes: sharding.Axes, leaf: Any) -> None:
+        nonlocal total
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        sharding.check_divides(name, leaf.shape, leaf_axes, mesh)
+        spec = sharding.spec(leaf_axes, leaf.shape, mesh)
+        names = [n for entry in spec for n in ((entry,) if isinstance(entry, str) else entry or ())]
+        total += leaf.size * leaf.dtype.itemsize / math.prod(mesh[name] for name in names)
+
+    is_axes = lambda node: isinstance(node, tuple)  # noqa: E731
+    jax.tree_util.tree_map_with_path(add, axes, shapes, is_leaf=is_axes)
+    return total
+
+
+def _saved(model: architecture.TransformerConfig, tensor: int) -> tuple[float, float]:
+    """Bytes of a token and layer that the forward pass leaves: (on the chip, in the host)."""
+    size = _BYTES[model.compute_dtype]
+    stream = model.dim
+    heads = model.heads * model.head_dim / tensor
+    keys = 2 * model.kv_heads * model.head_dim / tensor
+    mlp = 0 if model.experts is not None else 2 * model.ffn_dim / tensor
+    projections = 2 * heads + keys + stream + mlp
+    on_chip, in_host = {
+        "none": (projections + stream, 0.0),
+        "dots": (projections + stream, 0.0),
+        "full": (stream, 0.0),
+        "save_attention": (stream + heads, 0.0),
+        "save_projections": (projections + stream, 0.0),
+        "offload_inputs": (0.0, stream),
+        "offload_attention": (0.0, stream + heads),
+        "offload_projections": (0.0, projections + stream),
+    }[model.remat]
+    return size * on_chip, size * in_host
+
+
+def _transfers(
+    config: train_lib.Train,
+    slice_: slices_lib.Slice,
+    mesh: Mapping[str, int],
+    tokens: float,
+    parts: int,
+) -> float:
+    """Seconds of collectives, none hidden."""
+    model, chip = config.model, slice_.chip
+    link = 2 * chip.link_bytes_per_second * _LINKS
+    gathered = mesh["fsdp"] * mesh["context"] * mesh["expert"]
+    whole = sum(leaf.size for leaf in jax.tree.leaves(transformer.abstract(model)))
+    size = _BYTES[model.compute_dtype]
+    total = 0.0
+    if gathered > 1:  # forward, backward, and gradients, of each part
+        total += 3 * parts * size * whole / mesh["tensor"] / (link * _dims(slice_, gathered))
+    if (tensor := mesh["tensor"]) > 1:
+        reduces = 4 if model.remat in ("none", "dots", "save_projections") else 6
+        share = 2 * (tensor - 1) / tensor
+        moved = reduces * share * tokens * model.dim * size * model.layers
+        total += moved / (link * _dims(slice_, tensor))
+    if mesh["context"] > 1:
+        keys = 2 * model.kv_heads * model.head_dim * tokens * mesh["context"] * size
+        total += 3 * keys * model.layers / (link * _dims(slice_, mesh["context"]))
+    copies = mesh["data"] // slice_.slices
+    own = 4 * whole / gathered / mesh["tensor"]
+    if copies > 1:
+        total += 2 * own / (link * _dims(slice_, copies))
+    if slice_.slices > 1:
+        total += 2 * own * slice_.chips_per_host / chip.dcn_bytes_per_second
+    return total
+
+
+def _dims(slice_: slices_lib.Slice, group: int) -> int:
+    """Dimensions of the torus that a group of this size is likely to have."""
+    found, size = 0, 1
+    for edge in sorted(slice_.torus, reverse=True):
+        if size >= group:
+            break
+        found, size = found + 1, size * edge
+    return max(found, 1)

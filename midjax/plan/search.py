@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which mesh, microbatches and remat: settings compiled, best guess first, and the front of them.
+
+The rough model orders the grid; what has been compiled corrects it, mesh by mesh. Nothing that the
+model says is reported: every row is a compiled program.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+from midjax.hardware import slices as slices_lib
+from midjax.plan import compiler, grid, predict, rough
+from midjax.plan import recipe as recipe_lib
+from midjax.train import recipe as train_lib
+
+# Of the programs, every so many-th is chosen for its memory instead of its time.
+_EVERY = 4
+# From what keeps least on a chip to what keeps most; offloading keeps less than all.
+_KEEPS = ("full", "save_attention", "save_projections", "dots", "none")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One setting, compiled.
+
+    Attributes:
+      setting: it.
+      overrides: it, as arguments.
+      step: what came of the largest batch.
+      on_front: no other row is both faster and smaller.
+    """
+
+    setting: grid.Setting
+    overrides: str
+    step: predict.Step
+    on_front: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Searched:
+    """The search for one stage on one slice.
+
+    Attributes:
+      stage, slice: which.
+      size: of the grid.
+      rows: compiled, the fastest first, then what does not fit.
+      left_out: why other settings were not compiled -> how many.
+    """
+
+    stage: str
+    slice: str
+    size: int
+    rows: tuple[Row, ...]
+    left_out: Mapping[str, int]
+
+    @property
+    def best(self) -> Row | None:
+        """The fastest that fits."""
+        return next((row for row in self.rows if row.step.outcome == "fits"), None)
+
+
+Judge = Callable[[train_lib.Train], predict.Step]
+
+
+def run(
+    search: recipe_lib.Search,
+    name: str,
+    config: train_lib.Train,
+    slice_: slices_lib.Slice,
+    made: compiler.Compiler,
+    judge: Judge,
+) -> Searched:
+    """Searches the settings of one stage on one slice.
+
+    Args:
+      search: what may be chosen.
+      name, config, slice_: the stage.
+      made: lays meshes on the torus.
+      judge: compiles the largest batch of a recipe.
+    """
+    found = grid.of(
+        search,
+        config,
+        slice_,
+        lambda meshes: made.placeable(slice_, meshes),
+        usable_bytes=slice_.chip.usable_hbm_bytes,
+    )
+    rows, left_out = compiled(search, config, found.settings, judge)
+    return Searched(
+        stage=name,
+        slice=slice_.name,
+        size=found.size,
+        rows=tuple(_ordered(rows)),
+        left_out=dict(found.left_out) | left_out,
+    )
+
+
+def compiled(
+    search: recipe_lib.Search,
+    config: train_lib.Train,
+    settings: Sequence[tuple[grid.Setting, rough.Rough]],
+    judge: Judge,
+) -> tuple[list[Row], dict[str, int]]:
+    """(rows, why the rest was not compiled -> how many)."""
+    left = list(settings)
+    rows: list[Row] = []
+    skipped: collections.Counter[str] = collections.Counter()
+    while left and (search.exhaustive or len(rows) < search.most_compiles):
+        by_memory = len(rows) % _EVERY == _EVERY - 1 and not search.exhaustive
+        setting, guess = _next(left, rows, settings, by_memory)
+        left.remove((setting, guess))
+        if any(_is_hungrier(setting, row) for row in rows):
+            skipped["they keep more than one that did not fit"] += 1
+            continue
+        step = judge(setting.of(config))
+        rows.append(Row(setting=setting, overrides=setting.overrides(), step=step))
+    if left:
+        skipped["the rough model puts them after those compiled (Search.most_compiles)"] += len(
+            left
+        )
+    return rows, dict(skipped)
+
+
+def _next(
+    left: Sequence[tuple[grid.Setting, rough.Rough]],
+    rows: Sequence[Row],
+    settings: Sequence[tuple[grid.Setting, rough.Rough]],
+    by_memory: bool,
+) -> tuple[grid.Setting, rough.Rough]:
+    """The fastest by the corrected guess; or, of those that hold less, the fastest of the leaner
+    half."""
+    guesses = {id(setting): guess for setting, guess in settings}
+    factors: dict[str, list[float]] = collections.defaultdict(list)
+    for row in rows:
+        if row.step.found is not None:
+            ratio = row.step.found.step_seconds / guesses[id(row.setting)].seconds
+            factors[_mesh(row.setting)].append(ratio)
+    every = [ratio for of_mesh in factors.values() for ratio in of_mesh]
+    usual = sum(every) / len(every) if every else 1.0
+
+    def seconds(one: tuple[grid.Setting, rough.Rough]) -> float:
+        own = factors.get(_mesh(one[0]))
+        return one[1].seconds * (sum(own) / len(own) if own else usual)
+
+    fits = [row for row in rows if row.step.outcome == "fits"]
+    if by_memory and fits:
+        least = min(guesses[id(row.setting)].least_bytes for row in fits)
+        leaner = [one for one in left if one[1].least_bytes < least]
+        left = leaner or left
+    return min(left, key=seconds)
+
+
+def _mesh(setting: grid.Setting) -> str:
+    return ",".join(f"{name}={size}" for name, size in setting.mesh.items())
+
+
+def _is_hungrier(setting: grid.Setting, row: Row) -> bool:
+    """Whether a setting needs at least what a row needed that did not fit."""
+    one, other = setting, row.setting
+    if row.step.outcome != "out of memory" or one.remat not in _KEEPS or other.remat not in _KEEPS:
+        return False
+    same = (
+        one.mesh == other.mesh
+        and one.state_sharding == other.state_sharding
+        and one.state_memory == other.state_memory
+    )
+    # Parts beyond the first cost the sums of gradients: 1 may need less than 2.
+    fewer = one.microbatches <= other.microbatches and (one.microbatches > 1) == (
+        other.microbatches > 1
+    )
+    return same and fewer and _KEEPS.index(one.remat) >= _KEEPS.index(other.remat)
+
+
+def _ordered(rows: Sequence[Row]) -> list[Row]:
+    """Fastest first, with the front marked: nothing that is as fast holds less."""
+    fits = [row for row in rows if row.step.found is not None]
+    fits.sort(key=lambda row: (_seconds(row), _peak(row)))
+    least: float | None = None
+    marked = []
+    for row in fits:
+        better = least is None or _peak(row) < least
+        least = _peak(row) if better else least
+        marked.append(dataclasses.replace(row, on_front=better))
+    rest = sorted(
+        (row for row in rows if row.step.found is None), key=lambda row: row.step.missing_bytes or 0
+    )
+    return [*marked, *rest]
+
+
+def _seconds(row: Row) -> float:
+    assert row.step.found is not None
+    return row.step.found.step_seconds
+
+
+def _peak(row: Row) -> int:
+    assert row.step.found is not None
+    return row.step.found.peak_bytes

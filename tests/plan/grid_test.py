@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The grid of a search: every mesh, and a reason for each that is none."""
+
+import math
+
+import plan_recipes
+import pytest
+
+from midjax.hardware import slices
+from midjax.plan import grid, recipe
+
+FOUR = slices.parse("v5e-4")
+ALL = recipe.Search(remat=("full",))
+
+
+def of(search=ALL, config=None, slice_=FOUR, usable=10**12, placeable=None):
+    placeable = placeable or (lambda meshes: [True] * len(meshes))
+    return grid.of(search, config or plan_recipes.train(rows=8), slice_, placeable, usable)
+
+
+@pytest.mark.parametrize("chips, axes, count", [(4, 1, 1), (4, 2, 3), (8, 3, 10), (12, 2, 6)])
+def test_meshes_multiply_to_the_chips(chips, axes, count):
+    names = ("data", "fsdp", "tensor")[:axes]
+    found = list(grid.meshes(names, chips))
+    assert len(found) == count == len({tuple(mesh.items()) for mesh in found})
+    assert all(math.prod(mesh.values()) == chips for mesh in found)
+    assert all(mesh["context"] == mesh["expert"] == 1 for mesh in found)
+
+
+def test_every_setting_is_there_or_has_a_reason():
+    found = of()
+    assert len(found.settings) + sum(found.left_out.values()) == found.size
+    assert "the model has no experts" in found.left_out
+    # 4 on tensor: the model has 2 heads.
+    assert any("heads" in reason for reason in found.left_out)
+    for setting, _ in found.settings:
+        shards = setting.mesh["data"] * setting.mesh["fsdp"]
+        assert 8 % (shards * setting.microbatches) == 0
+
+
+def test_the_torus_and_the_memory_leave_some_out():
+    found = of(placeable=lambda meshes: [mesh["fsdp"] == 4 for mesh in meshes])
+    assert {setting.mesh["fsdp"] for setting, _ in found.settings} == {4}
+    assert any("torus 2x2" in reason for reason in found.left_out)
+    none = of(usable=1000)
+    assert not none.settings and sum(none.left_out.values()) == none.size
+
+
+def test_slices_need_copies():
+    two = of(slice_=slices.parse("2xv5e-4"))
+    assert {setting.mesh["data"] % 2 for setting, _ in two.settings} == {0}
+
+
+def test_overrides_are_the_setting():
+    from midjax import config as config_lib
+
+    setting, _ = of().settings[-1]
+    config = plan_recipes.train(rows=8)
+    changed = setting.of(config)
+    said = dict(
+        config_lib.split_argv(setting.overrides().split())[1][i].split("=") for i in range(8)
+    )
+    assert int(said["Mesh.fsdp"]) == changed.mesh.fsdp
+    assert int(said["Train.microbatches"]) == changed.microbatches
+    assert said["TransformerConfig.remat"] == changed.model.remat == "full"

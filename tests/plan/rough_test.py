@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rough model: a bound that holds, and guesses that point the right way."""
+
+import dataclasses
+
+import plan_recipes
+import pytest
+
+from midjax.hardware import flags, slices
+from midjax.plan import rough
+
+FOUR = slices.parse("v5e-4")
+MESH = {"data": 1, "fsdp": 4, "context": 1, "expert": 1, "tensor": 1}
+
+
+def of(config, mesh=MESH, rows=4):
+    return rough.of(config, FOUR, mesh, rows)
+
+
+def policy(name, **kwargs):
+    config = plan_recipes.train(**kwargs)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, remat=name))
+
+
+def test_the_state_is_what_the_compiler_holds(made):
+    config = plan_recipes.train()
+    options = flags.as_compiler_options(flags.flags("v5e"))
+    compiled = made.compile(config, FOUR, 4, options, "a test")
+    sizes = compiled.record["argument_bytes"]
+    state = rough.state_bytes(config, MESH)
+    for name, prefix in (("params", "state/params/"), ("moments", "state/opt_state/")):
+        held = sum(size for path, size in sizes.items() if path.startswith(prefix))
+        assert state[name] == held
+    # A bound: below what the compiler wants in all.
+    sums = compiled.record["memory"]
+    assert of(config).least_bytes < (sums["argument_size_in_bytes"] + sums["temp_size_in_bytes"])
+
+
+def test_what_is_kept_is_memory_and_what_is_made_again_is_time():
+    full, some, none = of(policy("full")), of(policy("save_attention")), of(policy("none"))
+    assert full.least_bytes < some.least_bytes < none.least_bytes
+    assert full.seconds > some.seconds > none.seconds
+    away = of(policy("offload_inputs"))
+    assert away.least_bytes < full.least_bytes
+
+
+def test_parts_cost_gathers_and_save_activations():
+    one, two = (of(policy("none", rows=8, microbatches=m), rows=8) for m in (1, 2))
+    assert two.seconds > one.seconds
+
+
+def test_an_array_that_does_not_divide_is_told():
+    with pytest.raises(ValueError, match="does not divide"):
+        rough.state_bytes(plan_recipes.train(), MESH | {"tensor": 3})

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import midjax
-from midjax import verbs
+from midjax import show, training, verbs
 
 USAGE = """\
 midjax {version}: mid-training of language models in JAX
@@ -144,7 +144,7 @@ import.json (what was made of what, what was left out); config.json. Start a run
 Start.run; eval and export read it like any run.""",
     ),
     "train": Verb(
-        verbs.train,
+        training.train,
         "pretrains or mid-trains; the same command resumes",
         """\
   midjax train --gin_file=gin/recipes/demo_midtrain.gin
@@ -164,7 +164,7 @@ JAX_COMPILATION_CACHE_DIR, names a folder, later runs find their programs compil
 the time of all its processes went.""",
     ),
     "branch": Verb(
-        verbs.branch,
+        training.branch,
         "many decays of one trunk (lengths, mixtures, seeds, places) as one list of jobs",
         """\
   midjax branch --gin_file=gin/recipes/demo_branch.gin [--list] [--only NAME]
@@ -261,7 +261,7 @@ Exit codes of the run: 0 done; 42 and 127 to 255 start again; all others stop, a
 midjax show launch --gin_file=gin/recipes/launch_v5e.gin prints every field.""",
     ),
     "show": Verb(
-        verbs.show,
+        show.show,
         "prints what a verb would use and runs nothing",
         """\
   midjax show train --gin_file=gin/recipes/demo_midtrain.gin --gin.Train.train_tokens=1_000_000

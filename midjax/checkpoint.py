@@ -21,9 +21,11 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import flags
 from orbax.checkpoint import checkpoint_managers
 
 from midjax import files, trees
+from midjax.distributed import group
 
 FORMAT = 4
 READABLE = (3, 4)  # 3 names the parent alone; 2 has no mixtures; 1 no seal, no list of arrays
@@ -55,6 +57,7 @@ class DamagedError(CheckpointError):
     def __init__(self, run_dir: str, step: int, what: str) -> None:
         super().__init__(f"{run_dir}, step {step}: {what}")
         self.run_dir, self.step = run_dir, step
+        self.told = run_dir, step, what  # for other processes, which raise it too
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,7 +88,7 @@ class _LateJsonHandler(ocp.AsyncCheckpointHandler):
     async def async_save(self, directory: Any, args: "_LateJsonSave") -> list[ocp.future.Future]:
         async def write() -> None:  # in a thread of its own
             made = args.make()
-            if jax.process_index() == 0:
+            if group.is_first():
                 (directory / "metadata").write_text(json.dumps(made))
 
         return [ocp.future.CommitFutureAwaitingContractedSignals(write(), name="late_json")]
@@ -120,6 +123,7 @@ class Store:
         ]
         if keep.forever_every_steps:
             policies.append(checkpoint_managers.EveryNSteps(keep.forever_every_steps))
+        _bound_waits()
         self._manager = ocp.CheckpointManager(
             folder(run_dir),
             item_handlers=_handlers(),
@@ -195,6 +199,17 @@ class Store:
             raise CheckpointError(
                 f"Orbax did not save step {step}; it holds {list(self._manager.all_steps())}."
             )
+
+
+def _bound_waits() -> None:
+    """Lets Orbax's processes wait for each other with a timeout, which names the missing one.
+
+    Of itself it computes something on all devices together, and waits for ever.
+    """
+    if group.count() > 1:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Orbax reads one of its own
+        flags.FLAGS["experimental_orbax_use_distributed_barrier"].value = True
 
 
 def _handlers() -> dict[str, Any]:
@@ -283,39 +298,16 @@ def restore(
       DamagedError: unreadable, or its content is not what was saved.
       CheckpointError: another shape, dtype or set of arrays; files that cannot be reached.
     """
-    saved = read_facts(run_dir, step)["manifest"]
-    wanted = {name: what for name, what in saved["arrays"].items() if name not in set(unused)}
-    if wrong := trees.mismatches(wanted, targets):
-        raise CheckpointError(f"{run_dir}, step {step}, does not fit: {trees.listed(wrong)}.")
-    args = ocp.args
-    with ocp.CheckpointManager(
-        folder(run_dir),
-        item_names=tuple(targets),
-        options=ocp.CheckpointManagerOptions(create=False),
-    ) as manager:
-        try:
-            found = manager.restore(
-                step,
-                args=args.Composite(
-                    **{
-                        name: args.PyTreeRestore(
-                            item=tree,
-                            restore_args=ocp.checkpoint_utils.construct_restore_args(tree),
-                            partial_restore=True,
-                        )
-                        for name, tree in targets.items()
-                    }
-                ),
-            )
-        except (ValueError, KeyError, AttributeError, TypeError, FileNotFoundError) as error:
-            what = f"cannot be restored: {type(error).__name__}: {error}"
-            if any(word in str(error) for word in _PASSING):
-                raise CheckpointError(f"{run_dir}, step {step}: {what}") from error
-            raise DamagedError(run_dir, step, what) from error
-    restored = {name: found[name] for name in targets}
-    for name, leaf in trees.named_leaves(restored):
-        if not isinstance(leaf, jax.Array):  # Orbax hands the target back, in silence
-            raise DamagedError(run_dir, step, f"{name} is not in the files")
+    # Files may be damaged for one process only: the others are to hear of it, not to wait.
+    saved, restored = group.together(
+        f"reading {run_dir}, step {step}",
+        _read,
+        run_dir,
+        step,
+        targets,
+        unused,
+        known=(DamagedError,),
+    )
     digest_of = saved["digests"]
     if changed := [
         k for k, digest in trees.digests(restored).items() if digest_of.get(k) != digest
@@ -329,6 +321,32 @@ def restore(
     return restored
 
 
+def _read(
+    run_dir: str, step: int, targets: Mapping[str, Any], unused: Collection[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(manifest, items); what this process's devices hold of them, unverified."""
+    saved = read_facts(run_dir, step)["manifest"]
+    wanted = {name: what for name, what in saved["arrays"].items() if name not in set(unused)}
+    if wrong := trees.mismatches(wanted, targets):
+        raise CheckpointError(f"{run_dir}, step {step}, does not fit: {trees.listed(wrong)}.")
+    restored = {}
+    try:
+        for name, tree in targets.items():
+            how = ocp.checkpoint_utils.construct_restore_args(tree)
+            asked = ocp.args.PyTreeRestore(item=tree, restore_args=how, partial_restore=True)
+            place = files.path(folder(run_dir)) / str(step) / name
+            restored[name] = ocp.PyTreeCheckpointHandler().restore(place, args=asked)
+    except (ValueError, KeyError, AttributeError, TypeError, FileNotFoundError) as error:
+        what = f"cannot be restored: {type(error).__name__}: {error}"
+        if any(word in str(error) for word in _PASSING):
+            raise CheckpointError(f"{run_dir}, step {step}: {what}") from error
+        raise DamagedError(run_dir, step, what) from error
+    for name, leaf in trees.named_leaves(restored):
+        if not isinstance(leaf, jax.Array):  # Orbax hands the target back, in silence
+            raise DamagedError(run_dir, step, f"{name} is not in the files")
+    return saved, restored
+
+
 def set_aside(run_dir: str, step: int, why: str = "damaged") -> str:
     """Renames a checkpoint so that it no longer counts; returns the new name, `STEP.WHY-NUMBER`."""
     root = files.path(folder(run_dir))
@@ -337,61 +355,3 @@ def set_aside(run_dir: str, step: int, why: str = "damaged") -> str:
         number += 1
     (root / str(step)).rename(target)
     return str(target)
-
-
-# TensorStore's messages go on with a page of settings.
-_MOST_CHARACTERS = 300
-
-
-class ForeignItem:
-    """A PyTree item that other code wrote with Orbax, read by name, without the code's own types.
-
-    Attributes:
-      arrays: "opt_state/0/mu/w" -> shape and dtype of every array in it. A path's parts are keys of
-        dicts, fields of named tuples and numbers of lists: Orbax checks the length of a list, so
-        what is in one is looked up by the names below it.
-
-    Raises:
-      CheckpointError: there is no such item.
-    """
-
-    def __init__(self, folder: str) -> None:
-        self._folder = files.path(folder).resolve()
-        # Not a Checkpointer, which warns of what only a whole step has.
-        self._handler = ocp.PyTreeCheckpointHandler()
-        try:
-            self._tree = self._handler.metadata(self._folder).tree
-        except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
-            reason = f"{type(error).__name__}: {str(error)[:_MOST_CHARACTERS]}"
-            what = f"{folder} holds no PyTree item of Orbax: {reason}"
-            raise CheckpointError(what) from error
-        self.arrays = {
-            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-            for name, leaf in trees.named_leaves(self._tree)
-            if hasattr(leaf, "shape")
-        }
-
-    def read(self, shardings: Mapping[str, jax.sharding.Sharding]) -> dict[str, jax.Array]:
-        """The named arrays, each with its sharding; no other is read.
-
-        Raises:
-          CheckpointError: damaged, or out of reach.
-        """
-
-        def wanted(path: Any, leaf: Any) -> Any:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            if name not in shardings:
-                return ocp.PLACEHOLDER
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[name])
-
-        item = jax.tree_util.tree_map_with_path(wanted, self._tree)
-        how = ocp.checkpoint_utils.construct_restore_args(item)
-        args = ocp.args.PyTreeRestore(item=item, restore_args=how)
-        try:
-            found = dict(trees.named_leaves(self._handler.restore(self._folder, args=args)))
-        except Exception as error:  # of a damaged file the library raises no narrower kind
-            reason = f"{type(error).__name__}: {str(error)[:_MOST_CHARACTERS]}"
-            raise CheckpointError(
-                f"{self._folder} cannot be read: {reason}. Fetch the checkpoint again."
-            ) from error
-        return {name: found[name] for name in shardings}

@@ -21,6 +21,11 @@ from midjax import files, units
 _console = rich_console.Console(highlight=False, soft_wrap=True)
 
 
+def quiet(is_quiet: bool) -> None:
+    """Whether this process says nothing on the terminal: of many, one speaks."""
+    _console.quiet = is_quiet
+
+
 def say(text: str) -> None:
     """Prints one line for people."""
     _console.print(text, markup=False)

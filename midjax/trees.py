@@ -127,7 +127,8 @@ def summary(arrays: Mapping[str, Any]) -> Callable[[], dict[str, Any]]:
 
     The arrays may be donated before that is called.
     """
-    of_norms, of_digests = _norms(_normed(arrays)), _digests(dict(named_leaves(dict(arrays))))
+    of_norms = alone(_norms(_normed(arrays)))
+    of_digests = _digests(dict(named_leaves(dict(arrays))))
     return lambda: {"norms": _plain_norms(of_norms), "digests": _plain_digests(of_digests)}
 
 
@@ -154,7 +155,7 @@ def _plain_norms(found: dict[str, jax.Array]) -> dict[str, float]:
 
 def _digests(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Array by array: one program of all of them runs five times as long on a CPU."""
-    return {name: _near_digest(leaf) for name, leaf in leaves.items()}
+    return {name: alone(_near_digest(leaf)) for name, leaf in leaves.items()}
 
 
 @jax.jit
@@ -164,6 +165,19 @@ def _near_digest(leaf: jax.Array) -> jax.Array:
 
 def _plain_digests(found: dict[str, jax.Array]) -> dict[str, str]:
     return {name: f"{int(digest):08x}" for name, digest in jax.device_get(found).items()}
+
+
+def alone(computed: Any) -> Any:
+    """What was computed on all devices together, before more is: only CPUs need it.
+
+    Where CPUs run two programs with sums over devices at a time, each may hold the threads that the
+    other one waits for, for ever. TPUs run one after the other.
+    """
+    for x in jax.tree.leaves(computed):
+        devices = x.sharding.device_set
+        if len(devices) > 1 and next(iter(devices)).platform == "cpu":
+            x.block_until_ready()
+    return computed
 
 
 def near(x: jax.Array) -> jax.Array:

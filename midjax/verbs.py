@@ -3,12 +3,12 @@
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Callable
 from typing import Any
 
 
-def _load(verb: str, arguments: list[str]) -> Any:
+def load(verb: str, arguments: list[str]) -> Any:
+    """The root of a verb that takes nothing but a recipe."""
     from midjax import config
 
     gin_files, bindings, rest = config.split_argv(arguments)
@@ -19,77 +19,8 @@ def _load(verb: str, arguments: list[str]) -> Any:
     return config.load(verb, gin_files, bindings)
 
 
-def show(arguments: list[str]) -> None:
-    from midjax import config
-
-    if arguments[:1] == ["mixture"]:
-        _show_mixture(arguments[1:])
-        return
-    if arguments[:1] == ["schedule"]:
-        _show_schedule(arguments[1:])
-        return
-    if arguments[:1] == ["lineage"]:
-        _show_lineage(arguments[1:])
-        return
-    if not arguments or arguments[0] not in config.ROOTS:
-        known = ", ".join([*config.ROOTS, "mixture", "schedule", "lineage"])
-        raise ValueError(f"show needs one of {known}, and its --gin_file=RECIPE")
-    print(config.show(_load(arguments[0], arguments[1:])))
-
-
-def _show_mixture(arguments: list[str]) -> None:
-    root = _load("train", arguments)
-    _guard_train(root)
-    from midjax.mixture import plan
-    from midjax.train import prepare
-
-    mixed = prepare.mix(root)
-    for sentence in root.data.mixture.unnormalised():
-        print(sentence)
-    if mixed.position.changed:
-        print(f"changed: a new stage of {root.run_dir} from step {mixed.first_step + 1} on")
-    print(plan.table(mixed.loader.order))
-
-
-def _show_schedule(arguments: list[str]) -> None:
-    """The learning rates of a `train` recipe: a table, and a plot in its run directory."""
-    root = _load("train", arguments)
-    from midjax.report import schedule_plot
-    from midjax.train import prepare, timeline
-    from midjax.train import start as start_lib
-    from midjax.train.schedules import table
-
-    origin = start_lib.choose(root.start, root.run_dir)
-    line = timeline.of(root.data, root.train_tokens, origin)
-    curve = prepare.schedule(root, origin, line)
-    print(table.text(table.rows(curve, line.first_count)))
-    steps = table.sampled(curve)
-    where = schedule_plot.write(
-        f"{root.run_dir}/schedule.svg",
-        tokens=[float(curve.clock.tokens(step)) for step in steps],
-        rates=curve.lrs(steps).tolist(),
-        turns=[(span.name, float(span.first_tokens)) for span in curve.spans],
-    )
-    print(f"plot: {where}")
-
-
-def _show_lineage(arguments: list[str]) -> None:
-    """The stages of a run's checkpoint, since pretraining."""
-    given = dict(argument.partition("=")[::2] for argument in arguments)
-    step = given.get("--step")
-    if not given.get("--run") or given.keys() - {"--run", "--step"} or not (step or "0").isdigit():
-        raise ValueError(
-            f"show lineage takes --run=DIR and, for another than the newest checkpoint, --step=N; "
-            f"got {arguments}"
-        )
-    from midjax import lineage
-
-    at = _chosen(given["--run"], None if step is None else int(step))
-    print(lineage.text(lineage.of(given["--run"], at)))
-
-
 def tokenize(arguments: list[str]) -> None:
-    root = _load("tokenize", arguments)
+    root = load("tokenize", arguments)
     from midjax import config
     from midjax.batches import tokenize
 
@@ -97,153 +28,8 @@ def tokenize(arguments: list[str]) -> None:
     config.save(root, root.output)  # last: of a run that was refused nothing is left
 
 
-# What a run that resumes may change: where and how it computes, never what.
-LOOSE_WHEN_RESUMING = (
-    "run_dir",
-    "mesh",
-    "state_sharding",
-    "state_memory",
-    "microbatches",
-    "checkpoint",
-    "compilation_cache",
-    "optimizer.clip_norm",
-    "model.remat",
-    "model.loss_chunk_tokens",
-    # What changes in them is a new stage from here on, or is refused: see train/continuity.py.
-    "data.mixture",
-    "data.sources",
-    "data.workers",
-    "trackers",
-    "device_flops_per_second",
-    # Batches are what was asked for from here on; those before stay what they were.
-    "data.batch_rows",
-    "batch_lr_rule",
-    "start.allow_lr_jump",
-    # How the run is guarded; what was done stays done.
-    "max_consecutive_skips",
-    "spikes",
-    "rollback",
-    "layer_norms_every_steps",
-    "noise_scale_every_steps",
-    "ema",
-)
-
-# What a job may change that has begun already: another mixture or batch is another job.
-LOOSE_IN_A_LIST = tuple(
-    name
-    for name in LOOSE_WHEN_RESUMING
-    if name not in ("data.mixture", "data.batch_rows", "batch_lr_rule")
-)
-
-
-def _guard_train(root: Any) -> Any:
-    """A run that would resume has the configuration that it began with, but for what is loose.
-
-    Returns:
-      The `train.extend.Extension` of a run whose end is moved, else None.
-    """
-    from midjax import checkpoint, config, log
-    from midjax.train import extend, start
-
-    if not checkpoint.steps(root.run_dir):
-        return None
-    begun = config.read(root.run_dir)["config"] if _has_config(root.run_dir) else None
-    longer = begun is not None and extend.asked(begun, config.to_json(root))
-    loose = LOOSE_WHEN_RESUMING + (extend.LOOSE if longer else ())
-    for line in config.guard_resume(root, root.run_dir, loose):
-        log.say(f"changed since this run began: {line}")
-    while longer:
-        try:
-            return extend.check(config.load_run(root.run_dir, "train"), root)
-        except checkpoint.DamagedError as error:
-            start.set_aside_damaged(error)
-    return None
-
-
-def _has_config(run_dir: str) -> bool:
-    from midjax import files
-
-    return (files.path(run_dir) / "config.json").is_file()
-
-
-def train(arguments: list[str]) -> None:
-    from midjax.train import goodput
-
-    # A process that was started for this run was for it from its start on, imports and all.
-    alone = sys.argv[1:] == ["train", *arguments]
-    watch = goodput.Stopwatch(goodput.process_age_seconds() if alone else 0.0)
-    _train(_load("train", arguments), watch)
-
-
-def _train(root: Any, watch: Any) -> None:
-    extension = _guard_train(root)
-    from midjax import config, log
-    from midjax.model import hf_generation
-    from midjax.train import extend, loop
-
-    begun = loop.begin(root, watch)  # a recipe that cannot run leaves no run directory behind
-    if extension is not None and extension.step != begun.prepared.first_step:
-        extension = _guard_train(root)  # the checkpoint that it was checked with is damaged
-    if extension is not None:
-        extend.record(extension, root.run_dir)
-    config.save(root, root.run_dir)
-    hf_generation.carry(root.run_dir, run=root.start.run, folder=root.start.huggingface)
-    log.say(f"every setting: {root.run_dir}/config.gin")
-    loop.go(begun)
-
-
-def branch(arguments: list[str]) -> None:
-    from midjax import config
-    from midjax.branch import results, run
-    from midjax.report import branch_plot
-    from midjax.train import goodput
-
-    parser = argparse.ArgumentParser(prog="midjax branch", exit_on_error=False, add_help=False)
-    parser.add_argument("--list", action="store_true", dest="only_list")
-    parser.add_argument("--only", action="append", default=[])
-    gin_files, bindings, rest = config.split_argv(arguments)
-    options, unknown = parser.parse_known_args(rest)
-    if unknown:
-        raise ValueError(
-            f"unknown arguments {unknown}; branch takes --gin_file=FILE, --gin.Class.field=VALUE, "
-            "--list and --only NAME"
-        )
-    root = config.load("branch", gin_files, bindings)
-    hands = run.Hands(
-        recorded=_recorded,
-        guard=lambda one: config.guard_resume(one, one.run_dir, LOOSE_IN_A_LIST),
-        save=lambda one: config.save(one, one.run_dir),
-        train=lambda one: _train(one, goodput.Stopwatch(0.0)),
-        draw=lambda ended: branch_plot.write(
-            f"{root.output}/branches.svg",
-            [(one.name, one.tokens, loss) for one, loss in ended],
-            trunk=root.trunk,
-        ),
-    )
-    config.guard_resume(root, root.output, ("jobs",))
-    planned = run.plan(root, hands, options.only)
-    if options.only_list:
-        print(results.listing(planned, root.trunk))
-        return
-    config.save(root, root.output)
-    run.run(root, planned, hands, options.only)
-
-
-def _recorded(run_dir: str) -> Any:
-    """The recipe of a run of `train`; None where there is none that can be read."""
-    from midjax import config, log
-
-    if not _has_config(run_dir) or config.read(run_dir)["verb"] != "train":
-        return None
-    try:
-        return config.load_run(run_dir, "train")
-    except config.ConfigError as error:
-        log.say(f"{run_dir}/config.json is of another midjax: {error}")
-        return None
-
-
 def import_(arguments: list[str]) -> None:
-    root = _load("import", arguments)
+    root = load("import", arguments)
     from midjax import config
     from midjax.importing import recipe
 
@@ -262,13 +48,13 @@ def checkpoint_of(run_dir: str, step: int | None) -> tuple[Any, int, dict[str, A
     from midjax import checkpoint, config
     from midjax.model import architecture
 
-    step = _chosen(run_dir, step)
+    step = chosen(run_dir, step)
     facts = checkpoint.read_facts(run_dir, step)
     model = config.from_plain(architecture.TransformerConfig, facts["manifest"]["model"])
     return dataclasses.replace(model, quantization=None), step, facts
 
 
-def _chosen(run_dir: str, step: int | None) -> int:
+def chosen(run_dir: str, step: int | None) -> int:
     """The step asked for, which must be there, or the newest."""
     from midjax import checkpoint
 
@@ -308,7 +94,7 @@ def _params(model: Any, facts: dict[str, Any], root: Any, mesh: Any) -> Any:
 
 
 def average(arguments: list[str]) -> None:
-    root = _load("average", arguments)
+    root = load("average", arguments)
     from midjax import config
     from midjax.average import recipe
 
@@ -342,7 +128,7 @@ def _scorer(root: Any, model: Any, mesh: Any, tokenizer_hash: str | None) -> Cal
 
 
 def evaluate(arguments: list[str]) -> None:
-    root = _load("eval", arguments)
+    root = load("eval", arguments)
     from midjax import log
     from midjax.evals import run
     from midjax.model import sharding
@@ -361,7 +147,7 @@ def evaluate(arguments: list[str]) -> None:
 
 
 def export(arguments: list[str]) -> None:
-    root = _load("export", arguments)
+    root = load("export", arguments)
     from midjax import export, files, lineage, log
     from midjax.model import sharding
 
@@ -410,7 +196,7 @@ def _said(stages: list[dict[str, Any]]) -> Any:
 
 
 def report(arguments: list[str]) -> None:
-    root = _load("report", arguments)
+    root = load("report", arguments)
     from midjax.report import page
 
     page.run(root)

@@ -16,6 +16,8 @@ GLUE = {
     "__main__",
     "demo",
     "plan_verb",
+    "show",
+    "training",
     "verbs",
 }  # verbs glued together: they import anything, and nobody imports them
 
@@ -31,9 +33,11 @@ TABLE: dict[str, set[str]] = {
     "model": BASE,
     "trees": set(),
     "compilation": set(),
-    "checkpoint": BASE | {"trees"},
+    "distributed": {"log"},
+    "checkpoint": BASE | {"trees", "distributed"},
+    "foreign_item": BASE | {"trees", "checkpoint"},
     "lineage": BASE | {"checkpoint"},
-    "average": BASE | {"model", "trees", "checkpoint", "lineage"},
+    "average": BASE | {"model", "trees", "checkpoint", "foreign_item", "lineage"},
     "trackers": BASE,
     "report": BASE,
     "hardware": BASE,
@@ -49,6 +53,7 @@ TABLE: dict[str, set[str]] = {
         "model",
         "trees",
         "checkpoint",
+        "distributed",
         "compilation",
         "lineage",
         "average",
@@ -61,14 +66,14 @@ TABLE: dict[str, set[str]] = {
     "plan": BASE | {"model", "batches", "checkpoint", "train", "hardware", "strict"},
     "export": BASE | {"model", "checkpoint", "export_check"},
     "export_check": BASE | {"model"},
-    "importing": BASE | {"model", "trees", "checkpoint", "lineage"},
+    "importing": BASE | {"model", "trees", "checkpoint", "foreign_item", "lineage"},
     "strict": BASE,
     "config": BASE | {"strict"},
 }
 # A dependency -> the packages and modules that may import it.
 ONE_OWNER = {
     "gin": {"config"},
-    "orbax": {"checkpoint"},
+    "orbax": {"checkpoint", "foreign_item"},
     "flax": {"model"},
     "qwix": {"model.quantized"},
     "transformers": {"export_check"},

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from midjax import checkpoint, files, log, trees
+from midjax import checkpoint, files, foreign_item, log, trees
 from midjax.average import methods
 from midjax.model import architecture
 
@@ -173,7 +173,7 @@ class Reader:
             )
         folder = files.path(checkpoint.folder(ingredient.run)) / str(ingredient.step) / "params"
         with _naming(ingredient):
-            self._item = checkpoint.ForeignItem(str(folder))
+            self._item = foreign_item.ForeignItem(str(folder))
 
     def read(self, name: str, sharding: jax.sharding.Sharding) -> jax.Array:
         """The array called "layers/wq", and no other.

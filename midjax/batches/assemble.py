@@ -93,13 +93,12 @@ def batch(layout: Layout, begin: int, end: int, texts: Sequence[Text]) -> batch_
     """
     shape = (end - begin, layout.row_tokens)
     here = slice(layout.first[begin], layout.first[end])
-    size = layout.size[here]
+    segments, positions = places(layout, begin, end)
     made = batch_lib.Batch(
         tokens=np.zeros(shape, np.int32),
         targets=np.zeros(shape, np.int32),
-        segments=np.repeat(layout.segment[here], size).reshape(shape),
-        positions=np.arange(layout.row_tokens, dtype=np.int32)
-        - np.repeat(layout.origin[here], size).reshape(shape),
+        segments=segments,
+        positions=positions,
         weights=np.ones(shape, np.float32),
         source=np.empty(shape, np.int32),
     )
@@ -108,17 +107,25 @@ def batch(layout: Layout, begin: int, end: int, texts: Sequence[Text]) -> batch_
     return made
 
 
+def places(layout: Layout, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+    """`Batch.segments` and `Batch.positions` of rows [begin, end), [rows, T] each."""
+    shape = (end - begin, layout.row_tokens)
+    here = slice(layout.first[begin], layout.first[end])
+    size = layout.size[here]
+    segments = np.repeat(layout.segment[here], size).reshape(shape)
+    origin = np.repeat(layout.origin[here], size).reshape(shape)
+    positions = np.arange(layout.row_tokens, dtype=np.int32) - origin
+    return segments, np.where(segments > 0, positions, np.int32(0))
+
+
 def _read(made: batch_lib.Batch, layout: Layout, here: slice, texts: Sequence[Text]) -> None:
     """Fills tokens, targets and the weights of masked text; blanks the padding."""
-    tokens, targets, positions, weights = (
-        x.reshape(-1) for x in (made.tokens, made.targets, made.positions, made.weights)
-    )
+    tokens, targets, weights = (x.reshape(-1) for x in (made.tokens, made.targets, made.weights))
     columns = (layout.segment, layout.source, layout.document, layout.start, layout.size)
     end = 0
     for segment, k, document, start, size in zip(*(c[here].tolist() for c in columns), strict=True):
         at, end = end, end + size
         if not segment:
-            positions[at:end] = 0
             weights[at:end] = 0
             continue
         text, pairs = texts[k].tokens, size

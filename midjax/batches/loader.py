@@ -2,34 +2,25 @@
 """Token folders + mixture -> batches, from any row on, on any number of readers.
 
 The position of a run is one integer: the next global row. A batch is the next B rows, whatever B is
-at this step, and reader r of R makes the r-th of R equal parts of it: what reaches the devices does
-not depend on the number of readers.
+at this step, and each process makes some of n equal parts of it: what reaches the devices does not
+depend on the number of processes.
 
-Grain carries batches, not documents: element i of its dataset is batch i, made in one go by
-arithmetic on its index. So any number of threads or processes can make them, in any order, and
-Grain's cost is that of a batch.
+Batch i is made in one go by arithmetic on its index, so any number of threads or processes can make
+them, in any order: see `ahead`.
 """
 
 import dataclasses
-import functools
-import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import grain
-import jax
 import numpy as np
-from absl import flags
 from jaxtyping import Int
 
-from midjax.batches import assemble, pack, permute, plans, rows, shards
+from midjax.batches import ahead, assemble, pack, permute, plans, rows, shards
 from midjax.batches import batch as batch_lib
 from midjax.batches import starts as starts_lib
 from midjax.mixture import order as order_lib
 from midjax.mixture import stages as stages_lib
-
-# Rows whose pieces are looked up at a time: arithmetic on arrays costs little more than on numbers.
-_CHUNK_ROWS = 1024
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -234,6 +225,10 @@ class Loader:
         row, pieces = self._rows[self.names.index(name)].pieces(np.array([number]))
         return [int(row[0]), int(pieces.document[0])]
 
+    def places(self, begin: int, end: int) -> "Places":
+        """Global rows [begin, end): where documents lie in them. No token is read."""
+        return _places(self.rows(begin, end).layout)
+
     def last_rows(self, next_row: int, count: int = 8) -> list[list[Any]]:
         """[source, `row_id`] of the last `count` rows before `next_row`.
 
@@ -268,19 +263,20 @@ class Loader:
         self,
         *,
         next_row: int,
-        reader: int = 0,
-        readers: int = 1,
+        parts: Sequence[int] = (0,),
+        of: int = 1,
         batch_rows: Callable[[int], int] | Mapping[int, int] | None = None,
         first_step: int = 0,
         prefetch: int = 2,
-    ) -> "_Iterator":
-        """Yields (this reader's part of each batch, its row ids [rows, 2]) from `next_row` on.
+    ) -> ahead.Batches:
+        """Yields (some equal parts of each batch, their row ids [rows, 2]) from `next_row` on.
 
         Row ids are (source index, row in the source's plan). Ends with the run's last whole batch.
 
         Args:
           next_row: first global row; any, not only where a batch ended.
-          reader, readers: which share of each batch; `readers` divides the rows of every batch.
+          parts, of: which of how many equal parts, rising, see `readers.Share`; `of` divides the
+            rows of every batch.
           batch_rows: rows of the batch of a step, as a function of the step or as {first step of
             which it holds: rows}; None is `Data.batch_rows`, which must be one number then.
           first_step: the step of the first batch.
@@ -288,7 +284,7 @@ class Loader:
             each process makes as many ahead.
 
         Raises:
-          ValueError: a batch does not divide over the readers, or has no row.
+          ValueError: a batch does not divide into the parts, or has no row.
         """
         starts = starts_lib.starts(
             batch_rows or self._one_size(),
@@ -296,9 +292,9 @@ class Loader:
             next_row=next_row,
             total_rows=self.order.total_rows,
         )
-        starts_lib.check_divides(starts, readers)
-        batches = _Batches(self, starts, reader, readers)
-        return _Iterator(_ahead(batches, self.data.workers, prefetch))
+        starts_lib.check_divides(starts, of)
+        source = ahead.Source(self, starts, tuple(parts), of)
+        return ahead.Batches(source, self.data.workers, prefetch)
 
     def _one_size(self) -> dict[int, int]:
         assert not isinstance(self.data.batch_rows, starts_lib.Ramp), "sizes come from the timeline"
@@ -318,79 +314,21 @@ class GlobalRows:
     layout: assemble.Layout
 
 
-class _Batches:
-    """`[i]` is a reader's part of batch i, its fields and `row_ids`: a source for Grain."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Places:
+    """What `batch.Batch` says of its documents.
 
-    def __init__(
-        self, loader: Loader, starts: starts_lib.Starts, reader: int, readers: int
-    ) -> None:
-        self._loader, self._starts = loader, starts
-        self._reader, self._readers = reader, readers
-        batch_rows = starts[1] - starts[0] if len(starts) > 1 else 1
-        self._per_chunk = max(1, _CHUNK_ROWS // int(batch_rows))
-        self._chunks = functools.lru_cache(maxsize=2)(self._chunk)
+    Attributes:
+      segments, positions: see there.
+    """
 
-    def __reduce__(self) -> tuple:
-        return _Batches, (self._loader, self._starts, self._reader, self._readers)
-
-    def __len__(self) -> int:
-        return len(self._starts) - 1
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        first = index - index % self._per_chunk
-        begin, end = int(self._starts[index]), int(self._starts[index + 1])
-        part = (end - begin) // self._readers
-        at = begin - int(self._starts[first]) + self._reader * part
-        found = self._chunks(first)
-        batch = self._loader.batch(found, at, at + part)
-        # Plain arrays, which Grain passes between processes in shared memory.
-        fields = {name: getattr(batch, name) for name in batch_lib.FIELDS}
-        return fields | {"row_ids": found.ids[at : at + part]}
-
-    def _chunk(self, first: int) -> GlobalRows:
-        """The rows of some batches from batch `first` on."""
-        last = min(first + self._per_chunk, len(self))
-        return self._loader.rows(int(self._starts[first]), int(self._starts[last]))
+    segments: Int[np.ndarray, "rows T"]
+    positions: Int[np.ndarray, "rows T"]
 
 
-def _ahead(batches: _Batches, workers: int, prefetch: int) -> grain.IterDataset:
-    """Batches that are made ahead, see `Loader.batches`."""
-    source = grain.MapDataset.source(batches)
-    # Local rows: no reading threads of Grain's own, which cost more than they save.
-    dataset = source.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    if workers and len(batches):
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain reads one of its own
-        return dataset.mp_prefetch(
-            grain.MultiprocessingOptions(
-                num_workers=workers, per_worker_buffer_size=max(prefetch, 1)
-            ),
-            worker_init_fn=_ignore_sigterm,
-        )
-    if prefetch:
-        return grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=prefetch)
-    return dataset
-
-
-def _ignore_sigterm(*_: int) -> None:
-    """In a worker: the process that reads its batches gets the signal too, and decides."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-class _Iterator(Iterator[tuple[batch_lib.Batch, np.ndarray]]):
-    """What Grain gives, as (Batch, row ids)."""
-
-    def __init__(self, dataset: grain.IterDataset) -> None:
-        self._elements = iter(dataset)
-
-    def __next__(self) -> tuple[batch_lib.Batch, np.ndarray]:
-        fields = next(self._elements)
-        row_ids = fields.pop("row_ids")
-        return batch_lib.Batch(**fields), row_ids
-
-    def close(self) -> None:
-        """Ends the thread or the processes that make batches ahead."""
-        self._elements.close()
+def _places(layout: assemble.Layout) -> Places:
+    segments, positions = assemble.places(layout, 0, len(layout.row_source))
+    return Places(segments=segments, positions=positions)
 
 
 def _loader(
@@ -412,16 +350,3 @@ def _same(sources: Mapping[str, shards.TokenSource], key: str) -> Any:
 def _seed_of(seed: int, name: str) -> np.uint64:
     """A key per source name, so that adding a source changes no other's order."""
     return permute.key("source", seed, name)
-
-
-def place(batch: batch_lib.Batch, sharding: jax.sharding.NamedSharding) -> batch_lib.Batch:
-    """This process's rows -> arrays [B, T] over all processes.
-
-    Each device is sent a view of its part: nothing is copied on the host.
-
-    Args:
-      batch: the part of the batch of `readers.share`, its places in the order that the mesh wants,
-        see `model.context.arrange`.
-      sharding: of rows, `model.sharding.batch`.
-    """
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

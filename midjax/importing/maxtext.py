@@ -25,7 +25,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from midjax import checkpoint, files
+from midjax import files, foreign_item
 from midjax.importing import foreign as foreign_lib
 from midjax.importing import maxtext_blocks, maxtext_schedule
 from midjax.model import architecture, transformer
@@ -112,7 +112,7 @@ class MaxText:
             )
         inner = files.path(self.path) / "items"
         folder = str(inner if inner.exists() else self.path)
-        item = checkpoint.ForeignItem(folder)
+        item = foreign_item.ForeignItem(folder)
         roots = [
             name.removesuffix(_LANDMARK)
             for name in item.arrays
@@ -282,13 +282,13 @@ def halves(array: jax.Array) -> jax.Array:
     return jnp.swapaxes(pairs, -1, -2).reshape(array.shape)
 
 
-def _number(item: checkpoint.ForeignItem, name: str) -> int:
+def _number(item: foreign_item.ForeignItem, name: str) -> int:
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return int(item.read({name: here})[name])
 
 
 def _state(
-    item: checkpoint.ForeignItem,
+    item: foreign_item.ForeignItem,
     learning_rate: float | maxtext_schedule.MaxTextSchedule | None,
     folder: str,
     root: str,

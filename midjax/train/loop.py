@@ -9,7 +9,10 @@ from typing import Any
 import jax
 
 from midjax import checkpoint, compilation, log
+from midjax.batches import batch as batch_lib
 from midjax.batches import loader as loader_lib
+from midjax.batches import readers
+from midjax.distributed import group
 from midjax.model import context, sharding, transformer
 from midjax.trackers import sink
 from midjax.trackers import tools as trackers_lib
@@ -61,32 +64,58 @@ def begin(config: recipe_lib.Train, watch: goodput.Stopwatch | None = None) -> B
       ValueError and its kinds: the recipe cannot run. Nothing has been written, but
         damaged checkpoints of its own may have been renamed.
     """
-    if jax.process_count() > 1:
+    if jax.process_count() != group.count():
         raise ValueError(
-            f"`midjax train` was started in {jax.process_count()} processes and trains in one "
-            "process so far. Start it on one host; all of its devices are used."
+            f"JAX sees {jax.process_count()} processes, and {group.count()} met. `midjax train` "
+            "connects them itself, see `midjax train --help`."
         )
     watch = watch or goodput.Stopwatch()
     watch.enter("start")  # also where a process begins again
-    trackers_lib.check(config.trackers)
     compilation.keep(config.compilation_cache)
     while True:
         try:
-            rollback.settle(config.run_dir)
-            prepared = prepare_lib.prepare(config)
-            rollback.check_rows(prepared)
-            mesh = sharding.make(config.mesh)
-            placement.check(mesh, config.state_memory)
-            for rows in set(prepared.timeline.sizes().values()):
-                part = (rows // config.parts(rows),)
-                sharding.check_divides("A microbatch", part, ("batch",), mesh.shape)
-            context.order(config.data.row_tokens, context.shards(mesh.shape))  # or is refused
+            group.first("settling rollbacks", rollback.settle, config.run_dir)
+            prepared, mesh = group.together(
+                "checking the recipe", _prepared, config, known=(checkpoint.DamagedError,)
+            )
+            group.same("What the run starts from", facts(prepared))
             state = restore.first_state(prepared, mesh)
             return Begun(watch=watch, recipe=config, prepared=prepared, mesh=mesh, state=state)
         except checkpoint.DamagedError as error:
             if error.run_dir != config.run_dir:
                 raise  # another run's: the user chooses an earlier step
-            start_lib.set_aside_damaged(error)
+            damaged = error
+        group.first("setting aside", start_lib.set_aside_damaged, damaged)
+
+
+def _prepared(config: recipe_lib.Train) -> tuple[prepare_lib.Prepared, jax.sharding.Mesh]:
+    if group.is_first():
+        trackers_lib.check(config.trackers)
+    prepared = prepare_lib.prepare(config)
+    rollback.check_rows(prepared)
+    mesh = sharding.make(config.mesh)
+    placement.check(mesh, config.state_memory)
+    for rows in set(prepared.timeline.sizes().values()):
+        part = (rows // config.parts(rows),)
+        sharding.check_divides("A microbatch", part, ("batch",), mesh.shape)
+    context.order(config.data.row_tokens, context.shards(mesh.shape))  # or is refused
+    return prepared, mesh
+
+
+def facts(prepared: prepare_lib.Prepared) -> dict[str, Any]:
+    """What all processes must have found on their disks alike, or their updates would differ."""
+    return {
+        "checkpoint": [prepared.origin.run, prepared.origin.step],
+        "its hash": prepared.origin.manifest.get("seal"),
+        "Hugging Face folder": prepared.origin.huggingface,
+        "first step": prepared.first_step,
+        "first row": prepared.first_row,
+        "steps": prepared.total_steps,
+        "mixture": prepared.loader.order.fingerprint(),
+        "tokens": prepared.opened.contents(),
+        "tokenizer": prepared.opened.tokenizer_hash,
+        "steps left out": rollback.left_out(prepared.config.run_dir),
+    }
 
 
 def go(begun: Begun) -> dict[str, Any]:
@@ -105,7 +134,7 @@ def go(begun: Begun) -> dict[str, Any]:
                 return _once(begun, stop)
             except skips.StreakError as error:
                 streak = error.with_traceback(None)  # whose frames hold arrays
-            rollback.answer(begun.prepared, streak)
+            group.first("going back", rollback.answer, begun.prepared, streak)
             begun = begin(begun.recipe, begun.watch)
 
 
@@ -114,18 +143,22 @@ def _once(begun: Begun, stop: preemption.Stop) -> dict[str, Any]:
     config = prepared.config
     # First: the journal removes the rows that tell when a killed process stopped.
     account = sessions.Account(config.run_dir, watch, first_step=prepared.first_step)
-    journal = log.Journal(config.run_dir, step=prepared.first_step, is_writer=True)
+    journal = log.Journal(config.run_dir, step=prepared.first_step, is_writer=group.is_first())
     announce.start(prepared, journal)
     row: dict[str, Any] = {}
     if prepared.first_step < prepared.total_steps:
         try:
-            with sink.Trackers(config.trackers, _tracked(prepared, journal), journal) as trackers:
+            with sink.Trackers(_trackers(config), _tracked(prepared, journal), journal) as trackers:
                 row = _train(begun, stop, account, journal, trackers)
         finally:
             journal.event("goodput", **account.fields(final=True))
             log.say(account.sentence())
     journal.event("end", step=prepared.total_steps)
     return row
+
+
+def _trackers(config: recipe_lib.Train) -> tuple[trackers_lib.Tool, ...]:
+    return config.trackers if group.is_first() else ()
 
 
 def _tracked(prepared: prepare_lib.Prepared, journal: log.Journal) -> trackers_lib.Run:
@@ -213,6 +246,15 @@ def _leave_out(begun: Begun) -> Any:
     return program.jitted(step, begun.state, begun.mesh)
 
 
+def _whole(
+    prepared: prepare_lib.Prepared, step: int, batch: batch_lib.Batch
+) -> batch_lib.Batch | loader_lib.Places:
+    """What an update is counted by: its rows of all processes, where this one writes."""
+    if group.count() == 1 or not group.is_first():
+        return batch
+    return prepared.loader.places(*prepared.rows_of(step))
+
+
 def _loop(
     begun: Begun,
     stop: preemption.Stop,
@@ -226,17 +268,21 @@ def _loop(
     config, timeline = prepared.config, prepared.timeline
     jitted, leave_out = train_steps(begun), _leave_out(begun)
     left_out = set(rollback.left_out(config.run_dir))
+    place, last = sharding.batch(begun.mesh), prepared.total_steps
+    batch_shape = timeline.batch_rows(prepared.first_step + 1), config.data.row_tokens
+    share = readers.share(place, batch_shape)
     batches = prepared.loader.batches(
         next_row=prepared.first_row,
         first_step=prepared.first_step + 1,
         batch_rows=timeline.sizes(),
+        parts=share.parts,
+        of=share.of,
     )
     progress = log.Progress(
         config.run_dir, timeline.tokens(prepared.total_steps), done_tokens=timeline.first_tokens
     )
     compiled: set[int] = set()
     due, is_over = False, stop.reached(prepared.first_step)
-    place, last = sharding.batch(begun.mesh), prepared.total_steps
     with contextlib.closing(batches), progress:
         for step in range(prepared.first_step + 1, last + 1):
             if is_over:
@@ -256,9 +302,9 @@ def _loop(
             else:
                 arranged = context.arrange(batch, begun.mesh.shape)
                 with watch.measure("step" if rows in compiled else "compile"):
-                    state, metrics = jitted[rows](state, loader_lib.place(arranged, place))
+                    state, metrics = jitted[rows](state, readers.place(arranged, place, share))
                 compiled.add(rows)
-                recorder.put(step, metrics, batch)
+                recorder.put(step, metrics, _whole(prepared, step, batch))
             account.step = step
             progress.advance(rows * timeline.row_tokens, recorder.note)
             if step == prepared.first_step + 2:  # while the devices are busy

@@ -96,7 +96,9 @@ class Recorder:
         self.last: dict[str, Any] = {}
         self.note = ""
 
-    def put(self, step: int, metrics: step_lib.Metrics, batch: batch_lib.Batch | None) -> None:
+    def put(
+        self, step: int, metrics: step_lib.Metrics, batch: batch_lib.Batch | loader.Places | None
+    ) -> None:
         """Takes update `step`'s metrics and its batch on the host; writes those of the one before.
 
         The device has this update to do meanwhile. A step that is left out has no batch.

@@ -4,6 +4,7 @@
 SIGTERM --> the update that is being made --Stop.reached--> a save, waited for --> PreemptedError,
 exit code 42: the same command goes on, bit for bit
 
+Of several processes one that gets it is enough: JAX makes all of them stop after the same update.
 A save in flight is waited for. More signals change nothing. Where the time does not suffice and the
 process is killed, the checkpoint that it was writing is never listed, and the one before it holds.
 """
@@ -12,13 +13,17 @@ import signal
 import threading
 from typing import Any
 
+from jax.experimental import multihost_utils
+
 from midjax import log
+from midjax.distributed import group
 
 
 class PreemptedError(Exception):
     """The run was asked to end, and can go on. Not a ValueError: a list of jobs ends with it."""
 
     exit_code = 42
+    is_everywhere = True  # as all processes stop at one step, none has to be told
 
 
 class Stop:
@@ -33,7 +38,9 @@ class Stop:
         self._before: Any = None
 
     def __enter__(self) -> "Stop":
-        if threading.current_thread() is threading.main_thread():  # others cannot be signalled
+        # Where JAX connects several processes it takes the signal itself.
+        alone, is_main = group.count() == 1, threading.current_thread() is threading.main_thread()
+        if alone and is_main:
             self._before = signal.signal(signal.SIGTERM, self._note)
         return self
 
@@ -46,7 +53,11 @@ class Stop:
 
     def reached(self, step: int) -> bool:
         """Whether the run is to end after update `step`. Asked once for each update, in order."""
-        self.is_asked = self.is_asked or self._is_signalled
+        if group.count() > 1:
+            found = multihost_utils.reached_preemption_sync_point(step)  # true once
+        else:
+            found = self._is_signalled
+        self.is_asked = self.is_asked or found
         return self.is_asked
 
 

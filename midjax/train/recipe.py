@@ -5,6 +5,7 @@ import dataclasses
 
 from midjax import checkpoint
 from midjax.batches import loader as loader_lib
+from midjax.distributed import group
 from midjax.model import architecture, sharding
 from midjax.trackers import tools as trackers_lib
 from midjax.train import ema as ema_lib
@@ -20,8 +21,8 @@ class Train:
     """One run.
 
     Attributes:
-      run_dir: where config, metrics and checkpoints go, on a local disk. A run that has a
-        checkpoint there resumes.
+      run_dir: where config, metrics and checkpoints go, on a local disk; one that all processes
+        share, where there are several. A run that has a checkpoint there resumes.
       model, data, optimizer, schedule, loss, start: see their classes.
       train_tokens: tokens of the run, padding included; rounded up to whole batches. A kept step
         counts against it.
@@ -51,6 +52,7 @@ class Train:
         None is the bfloat16 peak of its kind, where that is known.
       compilation_cache: folder where compiled programs are kept for later runs, see `compilation`;
         None for none. JAX_COMPILATION_CACHE_DIR, where it is set, is used instead.
+      hosts: how long the processes of the run wait for each other.
     """
 
     run_dir: str
@@ -77,6 +79,7 @@ class Train:
     layer_norms_every_steps: int | None = None
     noise_scale_every_steps: int | None = None
     ema: ema_lib.Ema | None = None
+    hosts: group.Hosts = dataclasses.field(default_factory=group.Hosts)
 
     def __post_init__(self) -> None:
         if "://" in self.run_dir:

@@ -47,7 +47,7 @@ def first_state(prepared: prepare_lib.Prepared, mesh: jax.sharding.Mesh) -> step
     init_opt = jax.jit(prepared.optimizer.init, out_shardings=shardings.opt_state)
 
     def count(number: int) -> jax.Array:  # a buffer of its own each time, as they are donated
-        return jax.device_put(jnp.int32(number), shardings.step)
+        return jax.jit(lambda: jnp.int32(number), out_shardings=shardings.step)()
 
     with jax.set_mesh(mesh):
         if origin.run is not None:
@@ -132,7 +132,7 @@ def fresh_guard(spikes: guard_lib.Spikes | None, mesh: jax.sharding.Mesh) -> gua
     if spikes is None:
         return None
     everywhere = jax.sharding.NamedSharding(mesh, sharding.spec(()))
-    return jax.device_put(guard_lib.fresh(spikes), everywhere)
+    return jax.jit(functools.partial(guard_lib.fresh, spikes), out_shardings=everywhere)()
 
 
 def _fresh_ema(params: Any, shardings: Any) -> Any:

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from midjax import files, units
+from midjax.distributed import group
 from midjax.train import goodput
 
 ROW_TIME = "perf/time"  # see `speed`
@@ -58,7 +59,8 @@ class Account:
 
     def __init__(self, run_dir: str, watch: goodput.Stopwatch, *, first_step: int) -> None:
         self.step, self.skipped_updates = first_step, 0
-        self._watch, found = watch, read(run_dir)
+        self._watch = watch
+        found = read(run_dir) if group.is_first() else []  # others tell nothing
         self._before = [session for session in found if session.began != round(watch.began, 3)]
         if len(self._before) < len(found):
             watch.rolled_back(first_step)

@@ -11,6 +11,7 @@ import jax
 
 from midjax import log
 from midjax.batches import batch as batch_lib
+from midjax.batches import loader
 from midjax.model import architecture, flops
 
 
@@ -77,8 +78,8 @@ class Speed:
             )
         self._time = time.monotonic()
 
-    def work(self, batch: batch_lib.Batch) -> Work:
-        """What a batch is worth, counted on the host."""
+    def work(self, batch: batch_lib.Batch | loader.Places) -> Work:
+        """What a batch is worth, counted on the host: of all of its rows."""
         tokens = int((batch.segments > 0).sum())
         counted = flops.of_rows(self._model, batch.segments, batch.positions)
         return Work(places=batch.segments.size, tokens=tokens, flops=counted)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from midjax import trees
+from midjax.model import sharding
 from midjax.train import step as step_lib
 from midjax.train.optimizers import optimizer as optimizer_lib
 
@@ -64,10 +65,12 @@ def warnings(
 
 
 @jax.jit
-def _measure(embed_VD: Any, second_VD: Any, ids: Any) -> tuple[Any, Any, Any]:
+def _measure(embed_VD: Any, second_VD: Any, ids: Any) -> tuple[Any, ...]:
     """(lengths of rows [ids], median length of all rows, whether a row never had a gradient)."""
     lengths_V = jnp.linalg.norm(embed_VD.astype(jnp.float32), axis=1)
     untouched = jnp.zeros(ids.shape, bool)
     if second_VD is not None:
         untouched = (trees.near(second_VD)[ids] == 0).all(axis=1)
-    return lengths_V[ids], jnp.median(lengths_V), untouched
+    # Whole on every process, wherever the embedding lies.
+    found = lengths_V[ids], jnp.median(lengths_V), untouched
+    return tuple(sharding.constrain(x, (None,) * x.ndim) for x in found)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny_average as tiny
 
-from midjax import checkpoint, verbs
+from midjax import foreign_item, verbs
 from midjax.average import merge, methods, recipe
 from midjax.model import sharding
 
@@ -114,14 +114,14 @@ def test_memory_does_not_grow_with_the_ingredients(monkeypatch, tmp_path):
     run_dir = tiny.write(tmp_path, "run", {i: tiny.params(tiny.model(), i) for i in range(1, 7)})
     found = tiny.gathered(*((run_dir, i) for i in range(1, 7)))
     sizes = [x.size * x.dtype.itemsize for x in jax.tree.leaves(tiny.targets())]
-    before, read, most = _alive(), checkpoint.ForeignItem.read, []
+    before, read, most = _alive(), foreign_item.ForeignItem.read, []
 
     def watched(item, shardings):
         arrays = read(item, shardings)
         most.append(_alive() - before)
         return arrays
 
-    monkeypatch.setattr(checkpoint.ForeignItem, "read", watched)
+    monkeypatch.setattr(foreign_item.ForeignItem, "read", watched)
     merge.mean(found, [1.0] * 6, tiny.targets())
     assert len(most) == 6 * len(sizes)
     assert max(most) <= sum(sizes) + 2 * max(sizes) < 2 * sum(sizes)

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from midjax import checkpoint
+from midjax import checkpoint, foreign_item
 from midjax.importing import foreign, maxtext, maxtext_blocks, recipe
 from midjax.model import rope, transformer
 from midjax.train import step
@@ -55,7 +55,7 @@ def test_the_next_15_steps_are_those_of_maxtext(run_dir):
 
 
 def test_what_was_saved_is_what_is_there(run_dir):
-    item = checkpoint.ForeignItem(str(imported.DATA / "maxtext_tiny" / "16" / "items"))
+    item = foreign_item.ForeignItem(str(imported.DATA / "maxtext_tiny" / "16" / "items"))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     theirs = item.read(dict.fromkeys(item.arrays, here))
     tx = optimizer.make(ADAM)
@@ -79,7 +79,7 @@ def test_what_was_saved_is_what_is_there(run_dir):
 
 
 def test_norms_counts_and_rates_are_in_the_manifest(run_dir):
-    item = checkpoint.ForeignItem(str(imported.DATA / "maxtext_tiny" / "16" / "items"))
+    item = foreign_item.ForeignItem(str(imported.DATA / "maxtext_tiny" / "16" / "items"))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     theirs = item.read(dict.fromkeys(item.arrays, here))
     facts = checkpoint.read_facts(run_dir, 17)
@@ -258,7 +258,7 @@ def test_norms_that_are_added_to_one_lose_one_but_their_moments_do_not():
 
 
 class Item:
-    """Numbers by name, as `checkpoint.ForeignItem` gives them."""
+    """Numbers by name, as `foreign_item.ForeignItem` gives them."""
 
     def __init__(self, **counts):
         names = {name.replace("__", "/"): value for name, value in counts.items()}

@@ -12,8 +12,7 @@ import pytest
 import tiny_run as tiny
 
 from midjax import checkpoint
-from midjax.batches import loader as loader_lib
-from midjax.batches import starts
+from midjax.batches import readers, starts
 from midjax.model import sharding
 from midjax.train import ema, guard, loop, metrics, prepare, rollback, start
 from midjax.train import step as step_lib
@@ -79,7 +78,7 @@ def by_hand(config):
                 state, step=state.step + 1, schedule_count=state.schedule_count + 1
             )
         else:
-            placed = loader_lib.place(batch, sharding.batch(begun.mesh))
+            placed = readers.place(batch, sharding.batch(begun.mesh))
             state, _ = train_step(state, placed)
     return arrays(state)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from midjax import checkpoint
 from midjax.batches import batch as batch_lib
-from midjax.batches import loader, shards
+from midjax.batches import loader, readers, shards
 from midjax.mixture import stages
 from midjax.model import architecture, rope, sharding
 from midjax.train import loop, recipe, start, step
@@ -113,7 +113,7 @@ def make(size: contest.Size) -> tuple[Callable[[], float], int]:
         begun = loop.begin(config(size, tokens, f"{folder}/run", steps=4))
     (train_step,) = loop.train_steps(begun).values()
     state = dataclasses.replace(begun.state, params=params(size, begun.state.params))
-    placed = loader.place(batch(size), sharding.batch(begun.mesh))
+    placed = readers.place(batch(size), sharding.batch(begun.mesh))
 
     def update() -> float:
         nonlocal state

@@ -32,6 +32,7 @@ Exit codes: 0  done
                good checkpoint and the rows. To start it again changes nothing
             5  train: the run's only checkpoint is damaged, and going on would mean starting over
             42 train: SIGTERM; the run saved and ended. The same command goes on, bit for bit
+           134 train in several processes: one of them is missing or was lost. Start all again
            143 killed by SIGTERM before the first update or after the last: nothing was lost
 """
 
@@ -161,7 +162,11 @@ mixture: one that changed is a new stage from the next row on, and each source g
 With more train_tokens, and phases appended to its schedule, the run is extended, where every update
 that was done keeps its rate. Where Train.compilation_cache, or the variable
 JAX_COMPILATION_CACHE_DIR, names a folder, later runs find their programs compiled. Ends with where
-the time of all its processes went.""",
+the time of all its processes went.
+On a TPU of several hosts start the same command on each: they find each other. Anywhere else give
+each JAX_COORDINATOR_ADDRESS=HOST:PORT of process 0, JAX_NUM_PROCESSES and JAX_PROCESS_ID, from 0.
+All share one run_dir. Process 0 writes and speaks; SIGTERM to any ends all of them after the same
+update; an error of one ends all, with its message. Train.hosts says how long they wait.""",
     ),
     "branch": Verb(
         training.branch,

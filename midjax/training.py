@@ -167,6 +167,11 @@ def branch(arguments: list[str]) -> None:
             f"unknown arguments {unknown}; branch takes --gin_file=FILE, --gin.Class.field=VALUE, "
             "--list and --only NAME"
         )
+    if not options.only_list and place.find() is not None:
+        raise ValueError(
+            "midjax branch trains in one process, and this is one of several. Give each job to "
+            "`midjax train`, with the config.gin in its folder, in all processes."
+        )
     root = config.load("branch", gin_files, bindings)
     hands = run.Hands(
         recorded=_recorded,
@@ -184,11 +189,6 @@ def branch(arguments: list[str]) -> None:
     if options.only_list:
         print(results.listing(planned, root.trunk))
         return
-    if place.find() is not None:
-        raise ValueError(
-            "midjax branch trains in one process, and this is one of several. Give each job to "
-            "`midjax train`, with the config.gin in its folder, in all processes."
-        )
     config.save(root, root.output)
     run.run(root, planned, hands, options.only)
 

@@ -11,6 +11,7 @@ Nothing that is said here is secret, and nothing but text is made of it.
 import contextlib
 import json
 import os
+import select
 import socket
 import time
 from collections.abc import Mapping
@@ -50,7 +51,12 @@ def hold(place: place_lib.Place, facts: Mapping[str, Any], seconds: float) -> li
       MissingError: names the processes that did not come in time.
       MeetingError: two have one number, or their facts differ. All of them raise it.
     """
-    hello = {"process": place.index, "of": place.number, "host": socket.gethostname(), **facts}
+    hello = {
+        "process": place.index,
+        "processes": place.number,
+        "host": socket.gethostname(),
+        **facts,
+    }
     until = time.monotonic() + seconds
     if place.index == 0:
         return _receive(place, hello, until, seconds)
@@ -74,10 +80,11 @@ def _receive(
             stack.enter_context(guest)
             for index in [index for index, other in guests.items() if _is_gone(other)]:
                 del came[index], guests[index]  # it was started again, or will be missed
-            if (told := _line(guest)) is None:
+            told = _line(guest)
+            if told is None or not _is_hello(told):
                 continue
             wrong = _objection(told, came, hello)
-            guests[told.get("process", -1) if not wrong else -1] = guest
+            guests[-1 if wrong else told["process"]] = guest
             if not wrong:
                 came[told["process"]] = told
         error = MeetingError(wrong) if wrong else _missing(place, came, seconds)
@@ -106,32 +113,33 @@ def _missing(
 
 
 def _is_gone(guest: socket.socket) -> bool:
-    try:
-        return guest.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
+    """Whether one who waits for an answer, and has nothing more to say, closed its end."""
+    return bool(select.select([guest], [], [], 0)[0])
+
+
+def _is_hello(told: Mapping[str, Any]) -> bool:
+    """Whether it is what a process says: one of another run, of more processes, is told so."""
+    index, of = told.get("process"), told.get("processes")
+    is_whole = type(index) is int and type(of) is int and 0 <= index < of
+    return is_whole and isinstance(told.get("host"), str)
 
 
 def _objection(
     told: Mapping[str, Any], came: Mapping[int, dict[str, Any]], own: Mapping[str, Any]
 ) -> str:
-    """Why somebody who came does not belong here; empty if it does."""
-    index: Any = told.get("process")
-    who = f"process {index} ({told.get('host')})"
+    """Why a process that came does not belong here; empty if it does."""
+    index = told["process"]
     if index in came:
         return (
             f"Two processes say that they are process {index}, on {came[index]['host']} and on "
-            f"{told.get('host')}. Give each its own number."
+            f"{told['host']}. Give each its own number."
         )
-    if not isinstance(index, int) or not isinstance(told.get("host"), str):
-        return f"{who} says no number from 1 to {own['of'] - 1} and no host."
     differ = [
-        f"{name} {told.get(name)!r} instead of {value!r}"
+        f"{name} = {told.get(name)!r} instead of {value!r}"
         for name, value in own.items()
         if name not in ("process", "host") and told.get(name) != value
     ]
+    who = f"Process {index} ({told['host']})"
     return f"{who} has {', '.join(differ)} of process 0 ({own['host']})." if differ else ""
 
 

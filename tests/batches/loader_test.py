@@ -3,9 +3,6 @@
 
 import collections
 import dataclasses
-import multiprocessing
-import os
-import signal
 
 import hypothesis
 import numpy as np
@@ -97,8 +94,7 @@ def test_readers_hold_equal_parts_of_the_same_batches(data, readers):
     made = loader(data)
     alone = list(made.batches(next_row=0, prefetch=0))
     parts = [
-        list(made.batches(next_row=0, prefetch=0, reader=r, readers=readers))
-        for r in range(readers)
+        list(made.batches(next_row=0, prefetch=0, parts=[r], of=readers)) for r in range(readers)
     ]
     assert made.order.epochs(ROWS).min() > 2
     assert len(alone) == len(parts[0]) == ROWS // B
@@ -113,8 +109,8 @@ def test_readers_hold_equal_parts_of_the_same_batches(data, readers):
 def test_resuming_on_other_readers_loses_and_repeats_nothing(data, before, after):
     alone = [tuple(row) for row in np.concatenate(row_ids(loader(data))).tolist()]
     cut = 23  # steps before the resume
-    head = [row_ids(loader(data), reader=r, readers=before)[:cut] for r in range(before)]
-    tail = [row_ids(loader(data), reader=r, readers=after, next_row=cut * B) for r in range(after)]
+    head = [row_ids(loader(data), parts=[r], of=before)[:cut] for r in range(before)]
+    tail = [row_ids(loader(data), parts=[r], of=after, next_row=cut * B) for r in range(after)]
     read = [tuple(row) for part in head + tail for step in part for row in step.tolist()]
     assert collections.Counter(read) == collections.Counter(alone)
 
@@ -135,38 +131,22 @@ def test_batches_of_other_sizes_at_other_steps_continue_the_same_rows(data, read
     made, alone = loader(data), np.concatenate(row_ids(loader(data))).tolist()
     sizes = [SIZES[max(step for step in SIZES if step <= i)] for i in range(200)]
     begins = np.concatenate([[0], np.cumsum(sizes)]).tolist()
-    where = {"next_row": begins[cut], "first_step": cut, "readers": readers}
-    parts = [row_ids(made, batch_rows=SIZES, reader=r, **where) for r in range(readers)]
+    where = {"next_row": begins[cut], "first_step": cut, "of": readers}
+    parts = [row_ids(made, batch_rows=SIZES, parts=[r], **where) for r in range(readers)]
     for i, step in enumerate(zip(*parts, strict=True)):
         assert np.concatenate(step).tolist() == alone[begins[cut + i] : begins[cut + i + 1]]
     last = cut + len(parts[0])
     assert begins[last] <= ROWS < begins[last + 1]
-    by_function = row_ids(made, batch_rows=sizes.__getitem__, reader=0, **where)
+    by_function = row_ids(made, batch_rows=sizes.__getitem__, parts=[0], **where)
     assert all((a == b).all() for a, b in zip(parts[0], by_function, strict=True))
 
 
-def test_processes_make_the_same_batches(data):
-    few = loader(data, total_rows=80)
-    alone = list(few.batches(next_row=48))
-    busy = loader(dataclasses.replace(data, workers=2), total_rows=80)
-    batches = busy.batches(next_row=48)
-    made = list(batches)
-    batches.close()
-    assert len(made) == len(alone) == 8
-    for (one, one_ids), (other, other_ids) in zip(alone, made, strict=True):
-        assert (one_ids == other_ids).all()
-        for field in batch_lib.FIELDS:
-            assert (getattr(one, field) == getattr(other, field)).all()
-
-
-def test_processes_that_make_batches_survive_sigterm(data):
-    """A whole group of processes may get it, when its machine is taken away."""
-    batches = loader(dataclasses.replace(data, workers=1), total_rows=200).batches(next_row=0)
-    next(batches)
-    (worker,) = multiprocessing.active_children()
-    os.kill(worker.pid, signal.SIGTERM)
-    assert len(list(batches)) == 49
-    batches.close()
+def test_places_are_those_of_the_batches(data):
+    made = loader(data)
+    for i, (batch, _) in zip(range(40), made.batches(next_row=0, prefetch=0), strict=False):
+        places = made.places(i * B, (i + 1) * B)
+        assert (places.segments == batch.segments).all() and places.segments.any()
+        assert (places.positions == batch.positions).all()
 
 
 def test_any_position_is_reached_at_once(data):
@@ -257,9 +237,7 @@ def test_no_token_is_lost_or_repeated_over_readers_resumes_and_epochs(folders, r
         segments = segments[1:] or [(1, 1, rows)]
         made = loader_lib.Loader(data, opened, total_rows=rows)  # as after a restart
         parts = [
-            made.batches(
-                next_row=next_row, reader=r, readers=readers, batch_rows={0: readers * each}
-            )
+            made.batches(next_row=next_row, parts=[r], of=readers, batch_rows={0: readers * each})
             for r in range(readers)
         ]
         for _, *shares in zip(range(batches), *parts, strict=False):
@@ -445,7 +423,7 @@ def test_bounds_that_no_document_meets_are_refused(bounds):
 
 def test_errors(data, tmp_path):
     with pytest.raises(ValueError, match="does not divide over 3 readers"):
-        row_ids(loader(data), readers=3)
+        row_ids(loader(data), of=3)
     write(tmp_path / "code", 5, 10_000, tokenizer="another")
     with pytest.raises(ValueError, match=r"differ in tokenizer_hash.*one tokenizer"):
         loader_lib.Opened(data)

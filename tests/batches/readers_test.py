@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from midjax.batches import batch, loader, readers
+from midjax.batches import batch, readers
 
 
 class Device:
@@ -31,33 +31,22 @@ class Sharding:
 @pytest.mark.parametrize(
     ("ranges", "shares"),
     [
-        ([(0, None, None)], [(0, 1)]),
-        ([(0, 0, 2), (0, 2, 4), (1, 4, 6), (1, 6, 8)], [(0, 2), (1, 2)]),
+        ([(0, None, None)], [((0,), 1)]),
+        ([(0, 0, 2), (0, 2, 4), (1, 4, 6), (1, 6, 8)], [((0, 1), 4), ((2, 3), 4)]),
         # Processes in another order than their rows.
-        ([(1, 0, 4), (0, 4, 8)], [(1, 2), (0, 2)]),
+        ([(1, 0, 4), (0, 4, 8)], [((1,), 2), ((0,), 2)]),
         # Two processes that split the length or the parameters hold the same rows.
-        ([(0, 0, 4), (1, 0, 4), (2, 4, 8), (3, 4, 8)], [(0, 2), (0, 2), (1, 2), (1, 2)]),
-        ([(0, None, None), (1, None, None)], [(0, 1), (0, 1)]),
+        ([(0, 0, 4), (1, 0, 4), (2, 4, 8), (3, 4, 8)], [((0,), 2), ((0,), 2), ((1,), 2)]),
+        ([(0, None, None), (1, None, None)], [((0,), 1), ((0,), 1)]),
+        # Rows that are no neighbours, as on a TPU's square of chips.
+        ([(0, 0, 2), (1, 2, 4), (1, 4, 6), (0, 6, 8)], [((0, 3), 4), ((1, 2), 4)]),
     ],
 )
 def test_shares(monkeypatch, ranges, shares):
-    for process, share in enumerate(shares):
+    for process, (parts, of) in enumerate(shares):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        assert readers.share(Sharding(*ranges), (8, 16)) == share
-
-
-@pytest.mark.parametrize(
-    "ranges",
-    [
-        [(0, 0, 2), (1, 2, 4), (0, 4, 6), (1, 6, 8)],  # interleaved
-        [(0, 0, 2), (1, 2, 8)],  # not equal
-        [(0, 0, 4), (1, 2, 6), (2, 4, 8)],  # overlapping
-    ],
-)
-def test_rows_that_are_no_equal_parts_are_refused(monkeypatch, ranges):
-    monkeypatch.setattr(jax, "process_index", lambda: 0)
-    with pytest.raises(ValueError, match=r"not equal parts .* neighbouring data shards"):
-        readers.share(Sharding(*ranges), (8, 16))
+        found = readers.share(Sharding(*ranges), (8, 16))
+        assert found == readers.Share(parts=parts, of=of)
 
 
 PROCESS = """
@@ -65,21 +54,27 @@ import sys
 import jax, numpy as np
 jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[1]), heartbeat_timeout_seconds=20)
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from midjax.batches import batch, loader, readers
-for axes, spec, want in (
-    ({"data": 4}, PartitionSpec("data"), (jax.process_index(), 2)),
-    ({"tensor": 2, "data": 2}, PartitionSpec("data"), (0, 1)),
+from midjax.batches import batch, readers
+P, me = PartitionSpec, jax.process_index()
+straight, crossed = [0, 1, 2, 3], [0, 2, 3, 1]  # devices 0 and 1 are process 0's
+for order, shape, spec, want in (
+    (straight, (4, 1), P("a"), ((0, 1), (2, 3))[me]),
+    (crossed, (4, 1), P("a"), ((0, 3), (1, 2))[me]),
+    (straight, (2, 2), P("b"), (0,)),  # copies: both hold all rows
+    (straight, (2, 2), P("b", "a"), (0,)),  # and each a half of every row's length
+    (crossed, (2, 2), P("a", "b"), (0,)),
 ):
-    mesh = jax.make_mesh(tuple(axes.values()), tuple(axes), (AxisType.Auto,) * len(axes))
+    devices = np.array(jax.devices())[order].reshape(shape)
+    mesh = jax.sharding.Mesh(devices, ("a", "b"), axis_types=(AxisType.Auto,) * 2)
     sharding = NamedSharding(mesh, spec)
-    reader, count = readers.share(sharding, (8, 3))
-    assert (reader, count) == want, (reader, count)
-    whole = np.arange(24, dtype=np.int32).reshape(8, 3)
-    mine = np.split(whole, count)[reader]
+    whole = np.arange(32, dtype=np.int32).reshape(8, 4)
+    share = readers.share(sharding, whole.shape)
+    assert share.parts == want, (share, want)
+    mine = np.concatenate([np.split(whole, share.of)[part] for part in share.parts])
     fields = dict.fromkeys(batch.FIELDS, mine) | {"weights": mine.astype(np.float32)}
-    placed = loader.place(batch.Batch(**fields), sharding)
+    placed = readers.place(batch.Batch(**fields), sharding, share)
     for array in jax.tree.leaves(placed):
-        assert array.shape == (8, 3)
+        assert array.shape == (8, 4)
         for shard in array.addressable_shards:
             assert (np.asarray(shard.data) == whole[shard.index]).all()
 jax.distributed.shutdown()
@@ -108,7 +103,7 @@ def test_place_on_one_process():
     made = batch.Batch(**fields | {"weights": np.ones((2, 3), np.float32)})
     mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    placed = loader.place(made, sharding)
+    placed = readers.place(made, sharding)
     for field in batch.FIELDS:
         array = getattr(placed, field)
         assert isinstance(array, jax.Array) and array.sharding == sharding

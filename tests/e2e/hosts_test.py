@@ -153,7 +153,9 @@ def same(folder, name):
     assert [row["step"] for row in found] == list(range(1, STEPS + 1))
     for one, other in zip(straight, found, strict=True):
         assert one.keys() == other.keys()
-        assert {k for k, v in one.items() if v is None} == {k for k, v in other.items() if v is None}
+        assert {k for k, v in one.items() if v is None} == {
+            k for k, v in other.items() if v is None
+        }
         for key, value in one.items():
             if value is not None:
                 assert other[key] == pytest.approx(value, rel=1e-5, abs=1e-9), (one["step"], key)

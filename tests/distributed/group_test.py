@@ -14,7 +14,7 @@ HOST = socket.gethostname()
 
 # Three processes go through all of it; each says what it got, a line for each call.
 SCRIPT = """
-import os, sys, threading
+import os, signal, sys, threading
 from midjax import log
 from midjax.distributed import group
 
@@ -38,7 +38,7 @@ def raising(error, *who):
         raise error
     return me
 
-hosts = group.Hosts(start_seconds=60, heartbeat_seconds=10, wait_seconds=2)
+hosts = group.Hosts(start_seconds=60, heartbeat_seconds=3, wait_seconds=2)
 try:
     with group.running(hosts):
         log.say("SAID")
@@ -56,8 +56,10 @@ try:
                 group.first("resting", int)
             else:
                 group._group.client.blocking_key_value_get("done", 60_000)
-        elif me == 1:
+        elif how == "fail" and me == 1:
             raise RuntimeError("a bug")
+        elif how == "lost" and me == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
         else:
             threading.Event().wait()  # as in a computation that process 1 never joins
 except ValueError as error:
@@ -117,6 +119,12 @@ def test_one_that_fails_alone_ends_the_others():
             f"midjax: process 1 ({HOST}) failed, which ends this process too: RuntimeError: a bug"
         )
         assert told in said[index][1]
+
+
+def test_one_that_is_lost_ends_the_others():
+    """JAX does it, by SIGABRT: a shell calls that 134."""
+    codes, said = run("lost")
+    assert codes == [-6, -9, -6], said
 
 
 def test_alone_nothing_changes():

@@ -17,6 +17,7 @@ import tiny_run as tiny
 
 from midjax import checkpoint, config
 from midjax.distributed import group
+from midjax.train import ema, guard
 
 STEPS, EVERY = 24, 8
 
@@ -134,6 +135,8 @@ def folder(tmp_path_factory):
         folder,
         steps=STEPS,
         checkpoint=checkpoint.Keep(every_steps=EVERY, last=9, forever_every_steps=None),
+        spikes=guard.Spikes(window_steps=6, deviations=9.0, least_history_steps=3),
+        ema=ema.Ema(half_life_steps=5.0),
         hosts=group.Hosts(start_seconds=60, heartbeat_seconds=20, wait_seconds=60),
     )
     config.save(root, folder / "recipe")
@@ -161,6 +164,7 @@ def same(folder, name):
                 assert other[key] == pytest.approx(value, rel=1e-5, abs=1e-9), (one["step"], key)
     facts = [checkpoint.read_facts(str(folder / n), STEPS) for n in ("straight", name)]
     assert facts[0]["data"] == facts[1]["data"]
+    assert facts[0]["manifest"]["arrays"] == facts[1]["manifest"]["arrays"]
     assert facts[0]["manifest"]["norms"] == pytest.approx(facts[1]["manifest"]["norms"], rel=1e-5)
 
 

@@ -161,9 +161,9 @@ def test_a_new_stage_begins_a_new_history(folder):
     assert int(loop.begin(config).state.guard.count) == 4
 
 
-def test_several_processes_are_refused(folder, monkeypatch):
+def test_processes_that_did_not_meet_are_refused(folder, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(ValueError, match="in 2 processes and trains in one"):
+    with pytest.raises(ValueError, match="JAX sees 2 processes, and 1 met"):
         loop.run(tiny.train(folder, "x"))
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 
 from midjax import checkpoint, compilation, log
+from midjax.batches import ahead, readers
 from midjax.batches import batch as batch_lib
 from midjax.batches import loader as loader_lib
-from midjax.batches import readers
 from midjax.distributed import group
 from midjax.model import context, sharding, transformer
 from midjax.trackers import sink
@@ -246,6 +246,22 @@ def _leave_out(begun: Begun) -> Any:
     return program.jitted(step, begun.state, begun.mesh)
 
 
+def _batches(
+    begun: Begun, place: jax.sharding.NamedSharding
+) -> tuple[readers.Share, ahead.Batches]:
+    """This process's share of every batch that is left, and those parts of them."""
+    prepared, timeline = begun.prepared, begun.prepared.timeline
+    shape = timeline.batch_rows(prepared.first_step + 1), timeline.row_tokens
+    share = readers.share(place, shape)
+    return share, prepared.loader.batches(
+        next_row=prepared.first_row,
+        first_step=prepared.first_step + 1,
+        batch_rows=timeline.sizes(),
+        parts=share.parts,
+        of=share.of,
+    )
+
+
 def _whole(
     prepared: prepare_lib.Prepared, step: int, batch: batch_lib.Batch
 ) -> batch_lib.Batch | loader_lib.Places:
@@ -269,15 +285,7 @@ def _loop(
     jitted, leave_out = train_steps(begun), _leave_out(begun)
     left_out = set(rollback.left_out(config.run_dir))
     place, last = sharding.batch(begun.mesh), prepared.total_steps
-    batch_shape = timeline.batch_rows(prepared.first_step + 1), config.data.row_tokens
-    share = readers.share(place, batch_shape)
-    batches = prepared.loader.batches(
-        next_row=prepared.first_row,
-        first_step=prepared.first_step + 1,
-        batch_rows=timeline.sizes(),
-        parts=share.parts,
-        of=share.of,
-    )
+    share, batches = _batches(begun, place)
     progress = log.Progress(
         config.run_dir, timeline.tokens(prepared.total_steps), done_tokens=timeline.first_tokens
     )

@@ -70,7 +70,7 @@ def attend(
     """
     made = Options(scale=scale, window_tokens=window_tokens, softcap=softcap)
     if kernel == "auto":
-        kernel = "splash" if _platform() == "tpu" else "blocked"
+        kernel = "splash" if sharding.platform() == "tpu" else "blocked"
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return _one_device(kernel, made, q_BTNH, k_BTKH, v_BTKH, segments_BT)
@@ -138,12 +138,6 @@ def reference(
     allowed_BTS = mask(segments_BT, segments_BT, places_T, places_T, window_tokens)
     share_BNTS = jax.nn.softmax(jnp.where(allowed_BTS[:, None], scores_BNTS, _MASKED), axis=-1)
     return jnp.einsum("BNTS,BSNH->BTNH", share_BNTS.astype(v_BTNH.dtype), v_BTNH)
-
-
-def _platform() -> str:
-    """What is computed on, or compiled for: that of the mesh in force, else JAX's default."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
 
 
 def _one_device(

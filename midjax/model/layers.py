@@ -21,7 +21,7 @@ from flax import nnx
 from jax import ad_checkpoint
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from midjax.model import architecture, attention, moe, quantized, rope, sharding
+from midjax.model import architecture, attention, moe, quantized, rotation, sharding
 from midjax.model import context as context_lib
 
 _ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
@@ -284,8 +284,8 @@ class Layer(_Normed):
         v_BTKH = sharding.constrain(v_BTKH, kv_heads)
         if self.kind in context.turns:
             cos_BT1R, sin_BT1R = context.turns[self.kind]
-            q_BTNH = rope.rotate(q_BTNH, cos_BT1R, sin_BT1R)
-            k_BTKH = rope.rotate(k_BTKH, cos_BT1R, sin_BT1R)
+            q_BTNH = rotation.rotate(q_BTNH, cos_BT1R, sin_BT1R)
+            k_BTKH = rotation.rotate(k_BTKH, cos_BT1R, sin_BT1R)
         out_BTNH = attention.attend(
             config.attention_kernel,
             ad_checkpoint.checkpoint_name(q_BTNH, "query"),

@@ -34,7 +34,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Float32, Int
 
 Kind = Literal["none", "pi", "ntk", "dynamic_ntk", "ntk_by_parts", "yarn", "longrope", "llama3"]
 
@@ -355,24 +355,3 @@ def angles(
             factor = jnp.where(is_long_BT11, of_long, of_short)
     angle_BT1R = positions_BT[:, :, None, None].astype(jnp.float32) * freqs
     return jnp.cos(angle_BT1R) * factor, jnp.sin(angle_BT1R) * factor
-
-
-def rotate(
-    x_BTNH: Float[Array, "B T N H"],
-    cos_BT1R: Float32[Array, "B T 1 R"],
-    sin_BT1R: Float32[Array, "B T 1 R"],
-) -> Float[Array, "B T N H"]:
-    """Turns queries or keys by the given angles, in float32; the result has the input's dtype.
-
-    The first 2R dimensions turn, the rest of the head passes through.
-    """
-    pairs = cos_BT1R.shape[-1]
-    assert 2 * pairs <= x_BTNH.shape[-1], "more angles than the head has pairs"
-    first_BTNR = x_BTNH[..., :pairs].astype(jnp.float32)
-    second_BTNR = x_BTNH[..., pairs : 2 * pairs].astype(jnp.float32)
-    turned = (
-        first_BTNR * cos_BT1R - second_BTNR * sin_BT1R,
-        second_BTNR * cos_BT1R + first_BTNR * sin_BT1R,
-    )
-    halves = (half.astype(x_BTNH.dtype) for half in turned)
-    return jnp.concatenate([*halves, x_BTNH[..., 2 * pairs :]], axis=-1)

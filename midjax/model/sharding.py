@@ -119,6 +119,12 @@ def make(mesh: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.shardin
     return jax.sharding.Mesh(placed, MESH_AXES, axis_types=types)
 
 
+def platform() -> str:
+    """What is computed on, or compiled for: that of the mesh in force, else JAX's default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def no_mesh() -> Any:
     """A context for work on single devices: under `jax.set_mesh` JAX refuses it."""
     return jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ()))

@@ -13,7 +13,7 @@ import pytest
 
 from midjax import checkpoint, foreign_item
 from midjax.importing import foreign, maxtext, maxtext_blocks, recipe
-from midjax.model import rope, transformer
+from midjax.model import rope, rotation, transformer
 from midjax.train import step
 from midjax.train.optimizers import adamw, optimizer
 
@@ -216,7 +216,7 @@ def test_interleaved_pairs_turn_as_theirs_do():
     turn = (pairs[..., 0] + 1j * pairs[..., 1]) * np.exp(1j * angle_BTR)[:, :, None]
     turned = np.stack([turn.real, turn.imag], -1).reshape(2, 7, 3, 8)
     cos, sin = rope.angles(imported.PLAIN, 8, jnp.asarray(positions_BT), None)
-    ours = rope.rotate(maxtext.halves(jnp.asarray(theirs_BTNH)), cos, sin)
+    ours = rotation.rotate(maxtext.halves(jnp.asarray(theirs_BTNH)), cos, sin)
     np.testing.assert_allclose(ours, maxtext.halves(jnp.asarray(turned)), atol=1e-5)
 
 

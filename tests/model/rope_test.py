@@ -12,7 +12,7 @@ import numpy as np
 import packed_rows
 import pytest
 
-from midjax.model import documents, rope, sharding
+from midjax.model import documents, rope, rotation, sharding
 
 ORIGINAL = 64  # the original length of the small rotary embeddings below
 
@@ -76,7 +76,7 @@ def longrope(theta, factor, pairs, original=ORIGINAL, attention_factor=None, rot
 
 
 def turned(x, positions, config, head_dim, lengths=None):
-    return rope.rotate(x, *rope.angles(config, head_dim, positions, lengths))
+    return rotation.rotate(x, *rope.angles(config, head_dim, positions, lengths))
 
 
 def frequencies_of(cos_sin):
@@ -230,17 +230,6 @@ def test_partial_rotary_is_a_smaller_head_and_a_rest(config):
     np.testing.assert_array_equal(found[..., :96], want)
     np.testing.assert_array_equal(found[..., 96:], x[..., 96:])
     assert (found[:, 1:, :, :96] != x[:, 1:, :, :96]).mean() > 0.9
-
-
-def test_rotation_pairs_a_dimension_with_its_half():
-    x = np.arange(1.0, 9.0, dtype=np.float32).reshape(1, 1, 1, 8)
-    freqs = np.array([1.0, 0.5, 0.25, 0.125], np.float32)
-    angle = (3 * freqs)[None, None, None]
-    found = rope.rotate(jnp.asarray(x), jnp.cos(angle) * 1.5, jnp.sin(angle) * 1.5)[0, 0, 0]
-    for i in range(4):
-        want = complex(x[0, 0, 0, i], x[0, 0, 0, i + 4]) * 1.5 * np.exp(1j * 3 * freqs[i])
-        assert found[i] == pytest.approx(want.real, abs=1e-5)
-        assert found[i + 4] == pytest.approx(want.imag, abs=1e-5)
 
 
 def test_angles_carry_the_attention_factor():

@@ -16,6 +16,7 @@ def devices(topology: str) -> list:
         pytest.skip("libtpu is not installed: pip install 'midjax[tpu]'")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    from jax.experimental import topologies
+    from midjax.hardware import slices
+    from midjax.plan import program
 
-    return topologies.get_topology_desc(topology_name=topology, platform="tpu").devices
+    return program.devices(slices.parse(topology))

@@ -12,11 +12,13 @@ import functools
 import itertools
 import math
 import re
+from collections.abc import Sequence
 
 from midjax.hardware import chips as chips_lib
 
 _NAME = re.compile(r"(?:(\d+)x)?(v\d+[a-z]*)(?:-(\d+)|:(\d+(?:x\d+)*))")
 _CUBE = 4
+_POD_EDGE = 16
 # chip -> tori that are smaller than a cube, or all of those of a chip with a flat torus.
 _TORI: dict[str, tuple[tuple[int, ...], ...]] = {
     "v4": ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4)),
@@ -81,6 +83,11 @@ class Slice:
         return "x".join(map(str, self.torus))
 
     @property
+    def rings(self) -> tuple[bool, ...]:
+        """Whether the chips along each dimension of the torus close to a ring; see `rings`."""
+        return rings(self.torus)
+
+    @property
     def topology_name(self) -> str:
         """What jax.experimental.topologies calls one slice: "v5p:4x4x4".
 
@@ -100,6 +107,18 @@ class Slice:
     @property
     def has_default_torus(self) -> bool:
         return self.torus == _default_tori(self.chip.name).get(self.chips_per_slice)
+
+
+def rings(torus: Sequence[int]) -> tuple[bool, ...]:
+    """Whether the chips along each dimension of a torus close to a ring.
+
+    Those of a flat one do where it is as long as the pod; those of a solid one where it is made of
+    whole cubes (jax-ml.github.io/scaling-book, chapter 2). The compiler must be told: for a cube
+    without rings it makes all-gathers of all-reduces, which send twice as much.
+    """
+    if len(torus) == 2:
+        return tuple(edge == _POD_EDGE for edge in torus)
+    return (all(edge % _CUBE == 0 for edge in torus),) * len(torus)
 
 
 class NoSuchSliceError(ValueError):

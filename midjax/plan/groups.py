@@ -19,8 +19,6 @@ from midjax.hardware import slices
 from midjax.plan import hlo
 
 OTHER = "other"  # groups that follow no axis of the mesh
-# The edge of a whole pod of v5e or v6e, and of a cube of v4 or v5p.
-_POD, _CUBE = 16, 4
 
 _IOTA = re.compile(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _TURNED = re.compile(r"^\[([\d,]+)\](?:T\(([\d,]+)\))?$")
@@ -75,17 +73,6 @@ def places(devices: Sequence[Any]) -> tuple[Place, ...]:
         )
         for device in devices
     )
-
-
-def is_ring(torus: Sequence[int], edge: int) -> bool:
-    """Whether the chips along an edge of a torus close to a ring.
-
-    Those of a flat one do where it is as long as the pod; those of a solid one where it is made of
-    whole cubes (jax-ml.github.io/scaling-book, chapter 2).
-    """
-    if len(torus) == 2:
-        return edge == _POD
-    return all(one % _CUBE == 0 for one in torus)
 
 
 class Mesh:
@@ -172,16 +159,16 @@ class Mesh:
 
     def _torus(self, joined: tuple[tuple[int, ...], ...]) -> tuple[int | None, bool]:
         """(dimensions that a group is spread over, all of them rings)."""
-        torus = self.slice.torus
+        torus, rings = self.slice.torus, self.slice.rings
         if self.where is None:
-            return None, all(is_ring(torus, edge) for edge in torus if edge > 1)
+            return None, all(ring for ring, edge in zip(rings, torus, strict=True) if edge > 1)
         dims, closed = 1, True
         for group in joined:
             spots = [self.where[i].coordinates for i in group]
             spread = [len({spot[d] for spot in spots}) for d in range(len(torus))]
             dims = max(dims, sum(extent > 1 for extent in spread))
-            for extent, edge in zip(spread, torus, strict=True):
-                closed &= extent == 1 or (extent == edge and is_ring(torus, edge))
+            for extent, edge, ring in zip(spread, torus, rings, strict=True):
+                closed &= extent == 1 or (extent == edge and ring)
         return dims, closed
 
 

@@ -83,7 +83,7 @@ def devices(slice_: slices_lib.Slice) -> list[jax.Device]:
     Raises:
       ValueError: libtpu has no such topology.
     """
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"wrap": (*slice_.rings, False)[:3]}
     if slice_.chip.name == "v4":
         options["chip_config_name"] = "megacore"  # else there are two devices to a chip
     if slice_.slices > 1:

@@ -27,10 +27,11 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 
 from midjax.batches import batch as batch_lib
+from midjax.hardware import slices
 from midjax.model import architecture, rope, sharding
+from midjax.plan import program
 from midjax.train import restore
 from midjax.train import step as step_lib
 from midjax.train.optimizers import adamw as adamw_lib
@@ -138,7 +139,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=TOKENS, help="others are not compared")
     parser.add_argument("--hlo", help="file for the scheduled program")
     args = parser.parse_args()
-    devices = topologies.get_topology_desc(topology_name=TOPOLOGY, platform="tpu").devices
+    devices = program.devices(slices.parse(TOPOLOGY))
     mesh = sharding.make(MESH, devices)
     made, lowering, compiling = compiled(model(args.layers), mesh, args.tokens)
     if args.hlo:

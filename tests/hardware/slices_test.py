@@ -99,3 +99,20 @@ def test_there_is_no_such_slice(name, said):
     with pytest.raises(slices.NoSuchSliceError) as refused:
         slices.parse(name)
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "rings"),
+    [
+        ("v5e-256", (True, True)),
+        ("v6e-128", (False, True)),
+        ("v5e-16", (False, False)),
+        ("v5p-128", (True, True, True)),
+        ("v5p-512", (True, True, True)),
+        ("v5p-32", (False, False, False)),
+        ("v4-64", (False, False, False)),
+    ],
+)
+def test_which_edges_close_to_rings(name, rings):
+    """As MaxText's table of topologies has them (utils/accelerator_to_spec_map.py, "wrap")."""
+    assert slices.parse(name).rings == rings

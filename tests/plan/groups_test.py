@@ -118,18 +118,3 @@ def test_places_tell_links_from_the_torus():
     assert (line.axis, line.torus_dims, line.closed) == ("fsdp", 1, True)
     half = group("replica_groups=[32,2]<=[64]", {"a": 32, "b": 2}, "v5p-128", where)
     assert (half.torus_dims, half.closed) == (1, False)
-
-
-@pytest.mark.parametrize(
-    ("torus", "edge", "ring"),
-    [
-        ((16, 16), 16, True),
-        ((8, 16), 8, False),
-        ((4, 4), 4, False),
-        ((4, 4, 4), 4, True),
-        ((2, 4, 4), 4, False),
-        ((4, 8, 8), 8, True),
-    ],
-)
-def test_edges_that_close_to_rings(torus, edge, ring):
-    assert groups.is_ring(torus, edge) is ring

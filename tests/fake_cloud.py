@@ -77,7 +77,8 @@ class Cloud:
             return self._cat(words[3])
         if words[:3] == ["gcloud", "storage", "ls"]:
             found = sorted(o for o in self.objects if o.startswith(words[3]))
-            folders = {words[3] + o.removeprefix(words[3]).split("/")[0] + "/" for o in found}
+            parts = [o.removeprefix(words[3]).partition("/") for o in found]
+            folders = sorted({words[3] + name + slash for name, slash, _ in parts})
             return runner.Done(code=0, out="\n".join(folders)) if folders else NO_OBJECT
         if words[:4] == ["gcloud", "storage", "buckets", "describe"]:
             return runner.Done(code=0, out=self.location + "\n")

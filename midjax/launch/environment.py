@@ -31,8 +31,13 @@ PASSED_ON = (
     "MEGASCALE_PORT",
     "TPU_WORKER_ID",
     "TPU_WORKER_HOSTNAMES",
+    # A process that is told one of them needs all three.
     "JAX_COORDINATOR_ADDRESS",
+    "JAX_NUM_PROCESSES",
+    "JAX_PROCESS_ID",
 )
+# Of those, what all machines would be told alike, and must not be.
+_OF_EACH_MACHINE = (*PASSED_ON[:4], *PASSED_ON[-3:])
 
 
 def fixed(config: spec.Launch) -> tuple[Variable, ...]:
@@ -73,7 +78,7 @@ def check(config: spec.Launch) -> None:
     for name, instead in (
         ("LIBTPU_INIT_ARGS", "Launch.compiler_flags adds and replaces single flags"),
         ("JAX_PLATFORMS", "a run that is launched needs its TPUs"),
-        *((name, "the machines say it themselves") for name in PASSED_ON[:4]),
+        *((name, "the machines say it themselves") for name in _OF_EACH_MACHINE),
     ):
         if name in config.env or name in config.secrets:
             raise spec.LaunchError(f"Launch.env has {name}: {instead}. Leave it out.")

@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+import re
 import shlex
 from typing import Any
 
@@ -12,6 +13,13 @@ from midjax.launch import spec, worker
 Command = runner_lib.Command
 _QUEUED = ("gcloud", "compute", "tpus", "queued-resources")
 _SCOPE = "https://www.googleapis.com/auth/cloud-platform"
+# How gcloud and kubectl say that what they were asked about does not exist. A bare 404 or "not
+# found" is in other failures too: an address of an object in memory, a file of credentials.
+_MISSING = re.compile(
+    r"\bNOT_FOUND\b|\(NotFound\)|\bmatched no objects\b|\bnot found: 404\b"
+    r"|\b(HTTP(Error)?|code|status)\W{1,3}404\b|\bresource '[^'\n]*' was not found\b",
+    flags=re.ASCII | re.IGNORECASE,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,7 +135,8 @@ def start(config: spec.Launch, attempt: int) -> Command:
     place = shlex.quote(f"{worker.launch_place(config, attempt)}/start.sh")
     return _on_all(
         config,
-        f"gcloud storage cat {place} | sudo bash",
+        # Without pipefail a script that cannot be read would look like one that ran.
+        f"set -o pipefail; gcloud storage cat {place} | sudo bash",
         "starts the run on every machine as a unit that outlives this connection",
     )
 
@@ -154,17 +163,14 @@ def cat(place: str, why: str = "") -> Command:
     return Command(argv=("gcloud", "storage", "cat", place), why=why)
 
 
-def attempts(config: spec.Launch) -> Command:
-    """Lists the attempts that were launched."""
+def attempts(config: spec.Launch, folder: str = "launch") -> Command:
+    """Lists the attempts that have something in a folder of the run."""
     return Command(
-        argv=("gcloud", "storage", "ls", f"{config.place}/launch/"),
+        argv=("gcloud", "storage", "ls", f"{config.place}/{folder}/"),
         why="which attempts there were",
     )
 
 
 def is_missing(done: runner_lib.Done) -> bool:
     """Whether a command failed because what it asks for does not exist."""
-    said = done.err.lower()
-    return done.code != 0 and any(
-        word in said for word in ("not_found", "not found", "matched no objects", "404")
-    )
+    return done.code != 0 and _MISSING.search(done.err) is not None

@@ -40,14 +40,20 @@ def get(config: spec.Launch) -> Command:
     )
 
 
-def suspend(config: spec.Launch) -> Command:
-    """Ends all pods with SIGTERM and keeps the JobSet."""
+def stop(config: spec.Launch) -> Command:
+    """Ends all pods with SIGTERM. It keeps the JobSet, but in a queue of Kueue."""
+    why = f"SIGTERM: the trainer saves its state, within {config.grace_seconds} s, and ends"
+    if config.queue:
+        return Command(
+            argv=("kubectl", "delete", f"jobset/{config.name}", "--ignore-not-found"),
+            why=f"{why}. Kueue would let a JobSet that is suspended by hand go on",
+        )
     return Command(
         argv=(
             *("kubectl", "patch", "jobset", config.name, "--type=merge"),
             '--patch={"spec": {"suspend": true}}',
         ),
-        why=f"SIGTERM: the trainer saves its state, within {config.grace_seconds} s, and ends",
+        why=why,
     )
 
 
@@ -69,10 +75,12 @@ class JobSet:
     Attributes:
       state: "Completed", "Failed", "Suspended" or "Running".
       attempt: of the run, which its pods are at: every restart is one more.
+      first: the attempt that it was launched as.
     """
 
     state: str
     attempt: int
+    first: int
 
 
 def parse(text: str) -> JobSet:
@@ -85,13 +93,15 @@ def parse(text: str) -> JobSet:
         found: dict[str, Any] = json.loads(text)
         status = found.get("status", {})
         true = {one["type"] for one in status.get("conditions", []) if one["status"] == "True"}
-        attempt = int(found["metadata"]["labels"]["attempt"]) + int(status.get("restarts", 0))
+        first = int(found["metadata"]["labels"]["attempt"])
+        attempt = first + int(status.get("restarts", 0))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise spec.LaunchError(
             f"The JobSet was not created by midjax launch ({error!r}). Give the run another name."
         ) from None
     ends = ("Completed", "Failed", "Suspended")
-    return JobSet(state=next((one for one in ends if one in true), "Running"), attempt=attempt)
+    state = next((one for one in ends if one in true), "Running")
+    return JobSet(state=state, attempt=attempt, first=first)
 
 
 def xpk(config: spec.Launch, env_file: str) -> Command | None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `midjax launch` does: create, watch, status, logs, stop, delete; or prints its commands."""
 
+import re
 import time
 from collections.abc import Callable
 
@@ -22,6 +23,8 @@ from midjax.launch import runner as runner_lib
 
 ACTIONS = ("create", "watch", "status", "logs", "stop", "delete")
 Command = runner_lib.Command
+# Of an attempt: a folder of launch/ or logs/, or what a worker said in exit/.
+_ATTEMPT = re.compile(r"(\d+)(?:(?:-\d+-\d+)?\.json)?", flags=re.ASCII)
 
 
 def programs(config: spec.Launch) -> tuple[str, ...]:
@@ -68,7 +71,7 @@ class Session:
             commands = self._looks(attempt)
         elif action == "logs":
             log_of = gcloud.cat(worker.log_place(config, attempt), "the log of worker 0")
-            commands = [gcloud.attempts(config), log_of]
+            commands = [*self._listings(), log_of]
         elif action == "stop":
             commands = self._stopping(attempt)
         elif action == "delete":
@@ -91,7 +94,7 @@ class Session:
         on_gke = config.backend == "gke"
         if on_gke:
             runner_lib.must(self._runner, gke.credentials(config))
-        if not self._runner.run((gke.get(config) if on_gke else gcloud.describe(config)).argv).code:
+        if self._there(gke.get(config) if on_gke else gcloud.describe(config)) is not None:
             raise spec.LaunchError(
                 f"There is a {'JobSet' if on_gke else 'queued resource'} {config.name} already: "
                 "midjax launch status shows it. Delete it and create goes on with the run; or give "
@@ -134,10 +137,8 @@ class Session:
             attempt = found.attempt
             self._say(f"JobSet {config.name}: {found.state}, attempt {attempt}")
         else:
-            done = self._runner.run(gcloud.describe(config).argv)
-            if done.code and not gcloud.is_missing(done):
-                raise spec.LaunchError(f"{gcloud.describe(config).line}\n{done.err.strip()}")
-            resource = None if done.code else gcloud.parse(done.out)
+            found_text = self._there(gcloud.describe(config))
+            resource = None if found_text is None else gcloud.parse(found_text)
             attempt = resource.attempt if resource else self._last_attempt()
             state = f"{resource.state}, attempt {attempt}" if resource else "there is none"
             self._say(f"queued resource {config.name}: {state}")
@@ -157,20 +158,24 @@ class Session:
         attempt = self._last_attempt()
         if not attempt:
             raise spec.LaunchError(f"{self._config.place} holds no run: midjax launch create.")
-        if (
-            self._config.backend == "gke"
-            and not (found := self._runner.run(gke.get(self._config).argv)).code
-        ):
-            attempt = gke.parse(found.out).attempt  # JobSet's own restarts were not launched
+        if self._config.backend == "gke":
+            found = self._there(gke.get(self._config))
+            attempt = attempt if found is None else gke.parse(found).attempt
         place = worker.log_place(self._config, attempt, who)
         self._say(runner_lib.must(self._runner, gcloud.cat(place)).out)
 
     def stop(self) -> None:
         """SIGTERM to the trainers; what they saved is gone on with by the next `create`."""
-        attempt = max(self._last_attempt(), 1)
+        # The attempt that was launched: `watch` knows it of JobSets that have restarted, too.
+        attempt = max(self._newest(gcloud.attempts(self._config)), 1)
         for command in self._stopping(attempt):
             runner_lib.must(self._runner, command)
-        self._say("stopped; the slice is still there, and is paid for: midjax launch ... delete")
+        if self._config.backend == "gke":
+            self._say("stopped; to go on: midjax launch ... delete, then create")
+        else:
+            self._say(
+                "stopped; the slice is still there, and is paid for: midjax launch ... delete"
+            )
 
     def delete(self) -> None:
         """Gives the slice back."""
@@ -222,13 +227,13 @@ class Session:
 
     def _stopping(self, attempt: int) -> list[Command]:
         config = self._config
-        if config.backend == "gke":
-            return [gke.credentials(config), gke.suspend(config)]
         note = self._write("stop.json", '{"stop": "asked for"}\n')
         told = Command(
             argv=("gcloud", "storage", "cp", note, watch.stop_place(config, attempt), "--quiet"),
             why="tells `watch` not to start it again",
         )
+        if config.backend == "gke":
+            return [told, gke.credentials(config), gke.stop(config)]
         return [told, gcloud.stop(config)]
 
     def _deleting(self) -> list[Command]:
@@ -249,14 +254,34 @@ class Session:
         if changed.strip():
             self._say(f"not in the commit, so not on the machines:\n{changed.rstrip()}")
 
+    def _listings(self) -> list[Command]:
+        """What lists all attempts. JobSet's own restarts were not launched, and left traces."""
+        folders = ("launch", "exit", "logs") if self._config.backend == "gke" else ("launch",)
+        return [gcloud.attempts(self._config, folder) for folder in folders]
+
     def _last_attempt(self) -> int:
-        """The newest attempt that was launched; 0 of none."""
-        command = gcloud.attempts(self._config)
+        """The newest attempt that there was; 0 of none."""
+        return max(self._newest(listing) for listing in self._listings())
+
+    def _newest(self, listing: Command) -> int:
+        names = [
+            line.rstrip("/").rpartition("/")[2]
+            for line in (self._there(listing) or "").splitlines()
+        ]
+        return max(
+            (int(found[1]) for name in names if (found := _ATTEMPT.fullmatch(name))), default=0
+        )
+
+    def _there(self, command: Command) -> str | None:
+        """What a command says of something; None where that does not exist.
+
+        Raises:
+          LaunchError: it failed otherwise, which says nothing of whether it exists.
+        """
         done = self._runner.run(command.argv)
         if done.code and not gcloud.is_missing(done):
             raise spec.LaunchError(f"{command.line}\n{done.err.strip()}")
-        names = [line.rstrip("/").rpartition("/")[2] for line in done.out.split()]
-        return max((int(name) for name in names if name.isdigit()), default=0)
+        return None if done.code else done.out
 
     def _wait_for_machines(self) -> None:
         """Until the queued resource is ACTIVE; `watch` could do the same later."""

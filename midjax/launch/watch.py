@@ -31,6 +31,10 @@ class RunEndedError(spec.LaunchError):
         self.exit_code = code if 0 < code < 6 else 2
 
 
+class NoAnswerError(spec.LaunchError):
+    """Google Cloud did not say whether something is there: it may be, and may be asked again."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
     """What worker 0 last said of itself.
@@ -153,6 +157,8 @@ class Watch:
         self._clock, self._sleep = clock, sleep
         self._active_since: tuple[int, float] | None = None
         self._pending: tuple[int, int] | None = None
+        # What was decided of a slice that is still to be given back.
+        self._leaving: tuple[Action, gcloud.Resource] | None = None
         self._refusals = 0
         self._said = ""
 
@@ -176,18 +182,30 @@ class Watch:
         look = self.look()
         if look is None:
             return Action(kind="wait", why="nothing was to be seen")
+        if look.resource is None and self._leaving is not None:
+            return self._given_back(*self._leaving)  # by a command that seemed to fail
+        self._leaving = None
         action = decide(self._config, look)
         self._say(action.why, look.resource)
+        if look.resource is None:
+            return action
         if action.kind == "start":
-            assert look.resource is not None
             self._try(gcloud.start(self._config, look.resource.attempt))
-        elif action.kind == "restart":
-            assert look.resource is not None
-            if self._try(gcloud.delete(self._config)):
-                self._pending = (look.resource.attempt + 1, look.resource.first)
-                self._resubmit()
-        elif look.resource and (action.kind == "done" or (action.code and not look.stop_asked)):
-            self._try(gcloud.delete(self._config))  # nobody pays for a slice that does nothing
+        ended = action.kind in ("done", "restart") or (action.code and not look.stop_asked)
+        if not ended:
+            return action
+        # Nobody pays for a slice that does nothing: there is no end before it is given back.
+        if self._try(gcloud.delete(self._config)):
+            return self._given_back(action, look.resource)
+        self._leaving = (action, look.resource)
+        return Action(kind="wait", why="the slice could not be given back")
+
+    def _given_back(self, action: Action, resource: gcloud.Resource) -> Action:
+        """What was decided, now that nothing is paid for any more."""
+        self._leaving = None
+        if action.kind == "restart":
+            self._pending = (resource.attempt + 1, resource.first)
+            self._resubmit()
         return action
 
     def _resubmit(self) -> None:
@@ -216,12 +234,18 @@ class Watch:
         elif not gcloud.is_missing(done):
             self._say(f"no answer, trying again: {done.err.strip()[-300:]}", None)
             return None
-        now = self._clock()
-        report = read_report(self._config, self._runner, resource.attempt) if resource else None
+        now, report, stopped = self._clock(), None, False
+        try:
+            if resource is not None:
+                report = read_report(self._config, self._runner, resource.attempt)
+                stopped = stop_asked(self._config, self._runner, resource.attempt)
+        except NoAnswerError as error:
+            self._say(f"no answer, trying again: {error}", None)
+            return None
         return Look(
             resource=resource,
             report=report,
-            stop_asked=resource is not None and self._stop_asked(resource.attempt),
+            stop_asked=stopped,
             silent_seconds=self._silent(resource, report, now),
             now_seconds=now,
         )
@@ -233,9 +257,6 @@ class Watch:
         if self._active_since is None or self._active_since[0] != resource.attempt:
             self._active_since = (resource.attempt, now)
         return now - self._active_since[1]
-
-    def _stop_asked(self, attempt: int) -> bool:
-        return not self._runner.run(gcloud.cat(stop_place(self._config, attempt)).argv).code
 
     def _try(self, command: runner_lib.Command) -> bool:
         done = self._runner.run(command.argv)
@@ -259,24 +280,46 @@ def watch_jobset(
     """Waits for a JobSet, which restarts its pods by itself.
 
     Raises:
-      RunEndedError: it failed, or was stopped.
+      RunEndedError: it failed, was stopped, or is not there.
     """
-    said: Any = None
+    said = ""
     while True:
-        done = runner.run(gke.get(config).argv)
-        found = None if done.code else gke.parse(done.out)
-        if (now := found or done.err.strip()[-300:]) != said:
-            said = now
-            text = f"attempt {found.attempt}, {found.state}" if found else f"no answer: {now}"
+        try:
+            text, completed = _look_at_jobset(config, runner)
+        except NoAnswerError as error:
+            text, completed = f"no answer, trying again: {error}", False
+        if text != said:
+            said = text
             log.say(f"{config.name}: {text}")
-        if found and found.state == "Completed":
+        if completed:
             return
-        if found and found.state in ("Failed", "Suspended"):
-            report = read_report(config, runner, found.attempt)
-            code = report.code if report and report.ended else None
-            how = "" if code is None else f": the run ended with code {exits.text(code)}"
-            raise RunEndedError(f"{config.name}: the JobSet is {found.state}{how}", code or 2)
         sleep(config.poll_seconds)
+
+
+def _look_at_jobset(config: spec.Launch, runner: runner_lib.Runner) -> tuple[str, bool]:
+    """(how it is, whether it is completed).
+
+    Raises:
+      RunEndedError: it will not complete.
+      NoAnswerError: that could not be seen.
+    """
+    done = runner.run(gke.get(config).argv)
+    if gcloud.is_missing(done):
+        raise RunEndedError(f"{config.name}: there is no such JobSet: midjax launch create")
+    if done.code:
+        raise NoAnswerError(done.err.strip()[-300:])
+    found = gke.parse(done.out)
+    text = f"attempt {found.attempt}, {found.state}"
+    stopped = found.state == "Suspended" and stop_asked(config, runner, found.first)
+    if found.state == "Suspended" and config.queue and not stopped:
+        return f"{text}: it waits in the queue {config.queue}", False
+    if found.state in ("Failed", "Suspended"):
+        report = read_report(config, runner, found.attempt)
+        code = report.code if report and report.ended else None
+        how = "" if code is None else f": the run ended with code {exits.text(code)}"
+        asked = " (stopped as asked)" if stopped else ""
+        raise RunEndedError(f"{config.name}: the JobSet is {found.state}{asked}{how}", code or 2)
+    return text, found.state == "Completed"
 
 
 def stop_place(config: spec.Launch, attempt: int) -> str:
@@ -284,13 +327,39 @@ def stop_place(config: spec.Launch, attempt: int) -> str:
     return f"{worker.launch_place(config, attempt)}/stop.json"
 
 
+def stop_asked(config: spec.Launch, runner: runner_lib.Runner, attempt: int) -> bool:
+    """Whether `midjax launch stop` was said of an attempt that was launched.
+
+    Raises:
+      NoAnswerError: that could not be read.
+    """
+    return _read(runner, stop_place(config, attempt)) is not None
+
+
+def _read(runner: runner_lib.Runner, place: str) -> str | None:
+    """An object, or None where there is none; anything else says nothing of it.
+
+    Raises:
+      NoAnswerError: it could not be read.
+    """
+    done = runner.run(gcloud.cat(place).argv)
+    if not done.code:
+        return done.out
+    if gcloud.is_missing(done):
+        return None
+    raise NoAnswerError(f"{place} could not be read: {done.err.strip()[-300:]}")
+
+
 def read_report(config: spec.Launch, runner: runner_lib.Runner, attempt: int) -> Report | None:
-    """What worker 0 of an attempt last wrote; None before it wrote anything."""
-    done = runner.run(gcloud.cat(worker.exit_place(config, attempt)).argv)
-    if done.code:
+    """What worker 0 of an attempt last wrote; None before it wrote anything.
+
+    Raises:
+      NoAnswerError: that could not be read.
+    """
+    if (text := _read(runner, worker.exit_place(config, attempt))) is None:
         return None
     try:
-        found: dict[str, Any] = json.loads(done.out)
+        found: dict[str, Any] = json.loads(text)
         return Report(
             ended=found["state"] == "ended",
             code=None if found["code"] is None else int(found["code"]),

@@ -8,11 +8,15 @@ A background loop copies the log; nothing waits for it while the trainer runs.
 
 import shlex
 
-from midjax.launch import environment, spec
+from midjax.launch import environment, exits, spec
 
 CONTAINER = "midjax"
 _ROOT = "/opt/midjax"
 _COPY_SECONDS = 60
+# A unit that comes back does so after so many seconds, and starts at most so often a day: what
+# fails every time is left down, and `watch`, which counts restarts, sees it.
+_BACK_SECONDS = 30
+_STARTS_A_DAY = 5
 
 # What a worker says of itself, as JSON: {"state", "code", "seen", ...}.
 _REPORTING = """\
@@ -212,10 +216,26 @@ def start_script(config: spec.Launch, attempt: int) -> str:
             f"exec systemd-run --unit={name} --property=KillMode=mixed "
             f"--property=TimeoutStopSec={config.grace_seconds} "
             "--property=After=network-online.target --property=LimitNOFILE=1048576 "
-            "--property=LimitMEMLOCK=infinity "
+            f"--property=LimitMEMLOCK=infinity {_coming_back(config)}"
             f"bash {_ROOT}/{config.name}/worker.sh",
             "",
         ]
+    )
+
+
+def _coming_back(config: spec.Launch) -> str:
+    """Properties of the unit of "qr", whose machines start it when they boot.
+
+    Where one of several machines reboots, the trainers of the others lose it and end: they have to
+    start again too, all in the same attempt. `systemctl stop` is no failure, and ends it for good.
+    """
+    if config.backend != "qr":
+        return ""
+    ends = [str(code) for code in exits.MEANINGS if exits.verdict(code) == "stop"]
+    return (
+        f"--property=Restart=on-failure --property=RestartSec={_BACK_SECONDS} "
+        f"--property=RestartPreventExitStatus={shlex.quote(' '.join(ends))} "
+        f"--property=StartLimitIntervalSec=1d --property=StartLimitBurst={_STARTS_A_DAY} "
     )
 
 

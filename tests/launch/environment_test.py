@@ -2,6 +2,7 @@
 import fake_cloud
 import pytest
 
+from midjax.distributed import place
 from midjax.hardware import flags
 from midjax.launch import environment, spec
 
@@ -23,8 +24,16 @@ def test_the_recipes_variables_come_last_and_replace():
     assert len(found) == len(dict(found))
 
 
-@pytest.mark.parametrize("name", ["LIBTPU_INIT_ARGS", "JAX_PLATFORMS", "MEGASCALE_SLICE_ID"])
+@pytest.mark.parametrize(
+    "name", ["LIBTPU_INIT_ARGS", "JAX_PLATFORMS", "MEGASCALE_SLICE_ID", "JAX_PROCESS_ID"]
+)
 def test_variables_that_would_undo_it_are_refused(name):
     with pytest.raises(spec.LaunchError, match=name):
         environment.check(fake_cloud.launch(env={name: "x"}))
     environment.check(fake_cloud.launch())
+
+
+def test_what_is_passed_on_of_a_machine_that_was_told_its_place_is_a_place():
+    told = {place.ADDRESS: "10.0.0.2:1234", place.NUMBER: "4", place.INDEX: "3", "OTHER": "x"}
+    passed = {name: told[name] for name in environment.PASSED_ON if name in told}
+    assert place.find(passed) == place.Place(address="10.0.0.2:1234", number=4, index=3)

@@ -118,7 +118,43 @@ def test_a_resource_of_somebody_else(text):
         gcloud.parse(text)
 
 
-def test_missing_is_not_the_same_as_failed():
-    assert gcloud.is_missing(fake_cloud.MISSING) and gcloud.is_missing(fake_cloud.NO_OBJECT)
-    assert not gcloud.is_missing(runner.Done(code=1, err="connection reset"))
-    assert not gcloud.is_missing(runner.Done(code=0))
+@pytest.mark.parametrize(
+    ("said", "missing"),
+    [
+        (fake_cloud.MISSING.err, True),
+        (fake_cloud.NO_OBJECT.err, True),
+        ("ERROR: (gcloud.storage.ls) gs://my-bucket not found: 404.", True),
+        ("ERROR: (gcloud.storage.cat) HTTPError 404: The specified bucket does not exist.", True),
+        ("ERROR: ResponseError: code=404, message=Requested entity was not found.", True),
+        ('Error from server (NotFound): jobsets.jobset.x-k8s.io "anneal" not found', True),
+        ("connection reset", False),
+        (
+            "<urllib3.connection.HTTPSConnection object at 0x7f4044043a90>: Failed to establish a "
+            "new connection: [Errno 101] Network is unreachable",
+            False,
+        ),
+        ("HTTPSConnectionPool(host='storage.googleapis.com', port=443): Max retries", False),
+        ("ERROR: (gcloud.storage.cat) HTTPError 503: request 404 of 500 in project my-404", False),
+        ("ERROR: credentials file /root/key.json not found", False),
+        ("Unable to connect to the server: dial tcp: lookup cluster: no such host", False),
+    ],
+)
+def test_missing_is_not_the_same_as_failed(said, missing):
+    assert gcloud.is_missing(runner.Done(code=1, err=said)) == missing
+    assert not gcloud.is_missing(runner.Done(code=0, err=said))
+
+
+@pytest.mark.parametrize(("code", "text"), [(1, ""), (0, "exit 0\n"), (0, "exit 7\n")])
+def test_a_start_script_that_cannot_be_read_is_a_failure(tmp_path, code, text):
+    """What the machine's shell is given, run here with a gcloud that prints `text`, ends `code`."""
+    (word,) = [w for w in gcloud.start(CONFIGS["vm"], 1).argv if w.startswith("--command=")]
+    (tmp_path / "text").write_text(text)
+    for name, line in (("gcloud", f"cat {tmp_path}/text; exit {code}"), ("sudo", 'exec "$@"')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-c", word.removeprefix("--command=")],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        check=False,
+    )
+    assert done.returncode == (code or int(text.split()[1]))

@@ -92,8 +92,10 @@ def test_lines_of_kubectl():
     config = fake_cloud.on_gke(cluster_location="us-west4-b")
     assert gke.credentials(config).argv[-2:] == ("--location=us-west4-b", "--project=my-project")
     assert gke.apply(config, "j.yaml").argv == ("kubectl", "apply", "--filename=j.yaml")
-    (patch,) = [word for word in gke.suspend(config).argv if word.startswith("--patch=")]
+    (patch,) = [word for word in gke.stop(config).argv if word.startswith("--patch=")]
     assert json.loads(patch.removeprefix("--patch=")) == {"spec": {"suspend": True}}
+    queued = gke.stop(fake_cloud.on_gke(queue="tpus"))  # Kueue would start a suspended one again
+    assert queued.argv == ("kubectl", "delete", "jobset/anneal", "--ignore-not-found")
     assert "jobset/anneal" in gke.delete(config).argv
     assert "configmap/anneal-worker" in gke.delete(config).argv
 
@@ -110,9 +112,9 @@ def test_lines_of_kubectl():
 def test_states(conditions, state):
     listed = [{"type": name, "status": status} for name, status in conditions]
     document = jobset.documents(fake_cloud.on_gke(), attempt=3)[1]
-    assert gke.parse(json.dumps(document)) == gke.JobSet(state="Running", attempt=3)
+    assert gke.parse(json.dumps(document)) == gke.JobSet(state="Running", attempt=3, first=3)
     document["status"] = {"conditions": listed, "restarts": 2}
-    assert gke.parse(json.dumps(document)) == gke.JobSet(state=state, attempt=5)
+    assert gke.parse(json.dumps(document)) == gke.JobSet(state=state, attempt=5, first=3)
 
 
 @pytest.mark.parametrize("text", ["no JSON", "{}", '{"metadata": {"labels": {}}}'])

@@ -30,7 +30,8 @@ def create_line(attempt: int) -> str:
 
 def start_line(attempt: int) -> str:
     return (
-        f"{QUEUED} ssh anneal {WHERE} --node=all --worker=all --command=gcloud storage cat "
+        f"{QUEUED} ssh anneal {WHERE} --node=all --worker=all "
+        "--command=set -o pipefail; gcloud storage cat "
         f"gs://my-bucket/runs/anneal/launch/{attempt}/start.sh | sudo bash --quiet"
     )
 
@@ -217,6 +218,9 @@ def test_gke(tmp_path):
     cloud.calls.clear()
     with pytest.raises(spec.LaunchError, match="ended with code 1"):
         one.status()
+    cloud.answers = [("kubectl get", runner.Done(code=1, err="connection reset"))]
+    with pytest.raises(spec.LaunchError, match="connection reset"):  # it may be there
+        one.create()
     cloud.calls.clear()
     cloud.jobset = list(yaml.safe_load_all((folder / "jobset.yaml").read_text()))[1]
     cloud.jobset["status"] = {
@@ -233,6 +237,7 @@ def test_gke(tmp_path):
         one.create()
     one.stop()
     one.delete()
+    assert "gs://my-bucket/runs/anneal/launch/1/stop.json" in cloud.objects
     assert cloud.lines("kubectl") == [
         *["kubectl get jobset anneal --output=json"] * 4,
         'kubectl patch jobset anneal --type=merge --patch={"spec": {"suspend": true}}',
@@ -283,3 +288,35 @@ def test_watch_can_be_interrupted_and_the_run_goes_on(tmp_path):
     cloud.sleep(0)
     one.watch()
     assert "nobody watches it" in cloud.said[-1] and not cloud.lines(" delete ")
+
+
+def test_an_attempt_of_gke_is_none_that_jobset_has_made(tmp_path):
+    """A JobSet that was launched as attempt 1 and restarted twice has reported as 2 and 3."""
+    cloud = fake_cloud.Cloud()
+    one = session(tmp_path, cloud, fake_cloud.on_gke())
+    one.create()
+    place = "gs://my-bucket/runs/anneal"
+    cloud.objects |= {f"{place}/exit/2.json", f"{place}/exit/2-1-3.json", f"{place}/exit/notes.txt"}
+    cloud.objects |= {f"{place}/logs/3/0-1.log"}
+    one.delete()
+    one.create()
+    labels = yaml.safe_load((tmp_path / "launch/anneal/jobset.yaml").read_text().split("---")[1])
+    assert labels["metadata"]["labels"]["attempt"] == "4"
+    assert "attempt=$((4 + " in (tmp_path / "launch/anneal/worker.sh").read_text()
+    one.stop()
+    assert f"{place}/launch/4/stop.json" in cloud.objects
+
+
+def test_a_stopped_jobset_of_a_queue_is_not_waited_for(tmp_path):
+    cloud = fake_cloud.Cloud()
+    one = session(tmp_path, cloud, fake_cloud.on_gke(queue="tpus"))
+    one.create()
+    manifest = (tmp_path / "launch/anneal/jobset.yaml").read_text()
+    cloud.jobset = list(yaml.safe_load_all(manifest))[1]
+    cloud.jobset["status"] = {
+        "conditions": [{"type": "Suspended", "status": "True"}],
+        "restarts": 1,
+    }
+    one.stop()
+    with pytest.raises(watch.RunEndedError, match="stopped as asked"):
+        one.watch()

@@ -84,6 +84,72 @@ def test_an_answer_that_does_not_come_is_waited_for():
     assert cloud.resource is None  # done, and given back
 
 
+OFFLINE = runner.Done(
+    code=1, err="<urllib3.connection.HTTPSConnection object at 0x7f4044043a90>: unreachable"
+)
+
+
+def watched(cloud, config=None, submit=lambda *_: None) -> watch.Watch:
+    """A loop over a cloud that has an ACTIVE slice of attempt 1."""
+    config = config or fake_cloud.launch()
+    cloud.run(gcloud.create(config, 1, 1, None).argv)
+    cloud.set("ACTIVE")
+    return watch.Watch(config, cloud, submit, clock=cloud.clock, sleep=cloud.sleep)
+
+
+@pytest.mark.parametrize("unread", ["/exit/1.json", "/stop.json"])
+def test_a_report_that_cannot_be_read_starts_nothing(unread):
+    """An ended trainer would be started once more, and a stopped one."""
+    cloud = fake_cloud.Cloud([lambda c: None])
+    loop = watched(cloud)
+    cloud.report(1, "ended", 3)
+    cloud.answers = [(unread, OFFLINE)]
+    with pytest.raises(watch.RunEndedError, match="code 3"):
+        loop.run()
+    assert not cloud.lines(" ssh ") and not cloud.history
+
+
+@pytest.mark.parametrize("code", [0, 4])
+@pytest.mark.parametrize("heard", [False, True])
+def test_the_end_is_not_before_the_slice_is_given_back(code, heard):
+    """A delete that fails is tried again, unless it was heard all the same."""
+
+    def later(c):
+        if heard:
+            c.resource = None
+
+    cloud = fake_cloud.Cloud([later])
+    loop = watched(cloud)
+    cloud.report(1, "ended", code)
+    cloud.answers = [(" delete ", OFFLINE)]
+    if code:
+        with pytest.raises(watch.RunEndedError, match="code 4"):
+            loop.run()
+    else:
+        loop.run()
+    assert cloud.resource is None and not cloud.history
+    assert len(cloud.lines(" delete ")) == (1 if heard else 2)
+
+
+def test_a_restart_whose_delete_was_heard_all_the_same():
+    asked = []
+
+    def submit(attempt, first):
+        asked.append((attempt, first))
+        cloud.run(gcloud.create(fake_cloud.launch(), attempt, first, None).argv)
+        cloud.report(attempt, "ended", 0)
+
+    def gone(c):
+        c.resource = None
+
+    cloud = fake_cloud.Cloud([gone, lambda c: None])
+    loop = watched(cloud, submit=submit)
+    cloud.report(1, "ended", 134)
+    cloud.answers = [(" delete ", OFFLINE)]
+    loop.run()
+    assert asked == [(2, 1)]
+
+
 def test_reports_that_are_torn_count_as_none():
     cloud = fake_cloud.Cloud()
     for text in ('{"state": "end', "[]", '{"state": "ended", "code": "x", "seen": 1}'):
@@ -119,6 +185,36 @@ def test_a_jobset_that_failed_is_told_with_its_code():
     assert ended.value.exit_code == 4
     jobset("Suspended")(cloud)
     with pytest.raises(watch.RunEndedError, match="is Suspended$"):
+        watch.watch_jobset(fake_cloud.on_gke(), cloud, cloud.sleep)
+
+
+def test_a_jobset_in_a_queue_is_waited_for_while_it_is_suspended():
+    """Kueue suspends what it has not admitted yet, and what it preempts."""
+    history = [jobset("Suspended"), jobset(), jobset("Suspended", restarts=1), jobset("Completed")]
+    cloud = fake_cloud.Cloud(history)
+    jobset("Suspended")(cloud)
+    cloud.answers = [("/stop.json", OFFLINE)]
+    watch.watch_jobset(fake_cloud.on_gke(queue="tpus"), cloud, cloud.sleep)
+    assert not cloud.history
+
+
+@pytest.mark.parametrize("queue", [None, "tpus"])
+def test_a_jobset_that_was_stopped_or_is_gone_is_not_waited_for(queue):
+    config, cloud = fake_cloud.on_gke(queue=queue), fake_cloud.Cloud()
+    with pytest.raises(watch.RunEndedError, match="there is no such JobSet"):
+        watch.watch_jobset(config, cloud, cloud.sleep)
+    jobset("Suspended", restarts=2)(cloud)
+    cloud.objects.add(watch.stop_place(config, 1))
+    with pytest.raises(watch.RunEndedError, match="stopped as asked"):
+        watch.watch_jobset(config, cloud, cloud.sleep)
+
+
+def test_a_failed_jobsets_code_is_read_even_if_not_at_once():
+    cloud = fake_cloud.Cloud([lambda c: None])
+    jobset("Failed")(cloud)
+    cloud.report(1, "ended", 4)
+    cloud.answers = [("/exit/1.json", OFFLINE)]
+    with pytest.raises(watch.RunEndedError, match="code 4"):
         watch.watch_jobset(fake_cloud.on_gke(), cloud, cloud.sleep)
 
 

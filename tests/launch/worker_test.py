@@ -13,7 +13,7 @@ import sys
 import fake_cloud
 import pytest
 
-from midjax.launch import worker
+from midjax.launch import exits, worker
 
 SHELLCHECK = shutil.which("shellcheck")
 BASH = shutil.which("bash")
@@ -183,6 +183,56 @@ def test_the_unit_gets_its_signal_and_its_time():
     assert "--property=KillMode=mixed --property=TimeoutStopSec=90" in text
     assert "gs://my-bucket/runs/anneal/launch/3/worker.sh" in text
     assert f"systemctl is-active --quiet {worker.unit(config)}; then exit 0" in text
+
+
+@pytest.mark.parametrize("backend", ["vm", "qr"])
+def test_a_unit_that_a_machine_starts_comes_back_with_the_others(tmp_path, backend):
+    """The script is run with a systemd-run that writes its arguments down."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, line in (
+        ("gcloud", "exit 0"),
+        ("systemctl", "exit 1"),
+        ("systemd-run", f'printf "%s\\n" "$@" >{tmp_path}/arguments'),
+    ):
+        Machine._program(programs / name, f"#!/bin/sh\n{line}\n")
+    text = worker.start_script(fake_cloud.launch(backend=backend), 3)
+    for place in ("/opt/midjax", "/sys/kernel/mm/transparent_hugepage/enabled"):
+        assert place in text
+        text = text.replace(place, f"{tmp_path}/{pathlib.Path(place).name}")
+    (tmp_path / "start.sh").write_text(text)
+    subprocess.run(
+        [str(BASH), tmp_path / "start.sh"],
+        env={"PATH": f"{programs}:/usr/bin:/bin"},
+        check=True,
+    )
+    properties = dict(
+        line.removeprefix("--property=").split("=", 1)
+        for line in (tmp_path / "arguments").read_text().splitlines()
+        if line.startswith("--property=")
+    )
+    assert properties["KillMode"] == "mixed"
+    if backend == "vm":
+        assert not any("Restart" in name for name in properties)
+        return
+    assert properties["Restart"] == "on-failure" and int(properties["RestartSec"]) > 0
+    # What `watch` takes for an end is one for the machine too; all else comes back.
+    down = set(map(int, properties["RestartPreventExitStatus"].split()))
+    assert {1, 2, 4, 5} <= down and not down & {42, 134, 137, 143, 172}
+    assert all(exits.verdict(code) == "stop" for code in down)
+    assert int(properties["StartLimitBurst"]) < 10 and properties["StartLimitIntervalSec"] == "1d"
+
+
+def test_a_worker_that_comes_back_goes_on_in_its_attempt(tmp_path, config):
+    machine = Machine(tmp_path, config, how="134")
+    assert machine.start().wait(timeout=60) == 134
+    assert json.loads(machine.read(worker.exit_place(config, 1)))["code"] == 134
+    program = tmp_path / "bin" / "midjax"
+    Machine._program(program, program.read_text().replace("how = '134'", "how = '0'"))
+    assert machine.start().wait(timeout=60) == 0
+    ended = json.loads(machine.read(worker.exit_place(config, 1)))
+    assert (ended["code"], ended["attempt"]) == (0, 1)
+    assert machine.read(worker.log_place(config, 1)) == "training\ntraining\n"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import numpy as np
 from absl import flags
 
 from midjax.batches import batch as batch_lib
+from midjax.batches import parent
 from midjax.batches import starts as starts_lib
 
 if TYPE_CHECKING:
@@ -90,16 +91,17 @@ def _dataset(batches: Source, workers: int, prefetch: int) -> grain.IterDataset:
             grain.MultiprocessingOptions(
                 num_workers=workers, per_worker_buffer_size=max(prefetch, 1)
             ),
-            worker_init_fn=_ignore_sigterm,
+            worker_init_fn=_begin,
         )
     if prefetch:
         return grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=prefetch)
     return dataset
 
 
-def _ignore_sigterm(*_: int) -> None:
-    """In a worker: the process that reads its batches gets the signal too, and decides."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _begin(*_: int) -> None:
+    """Sets a worker up: it lives exactly as long as the process that reads its batches."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the reader gets it too, and decides
+    parent.end_with_it()
 
 
 class Batches(Iterator[tuple[batch_lib.Batch, np.ndarray]]):

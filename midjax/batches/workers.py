@@ -16,11 +16,9 @@ import functools
 import itertools
 import json
 import multiprocessing
-import multiprocessing.connection
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import process as process_pools
@@ -29,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from midjax import files, types, units
-from midjax.batches import encoders, lint, parts, seqio, vocabulary
+from midjax.batches import encoders, lint, parent, parts, seqio, vocabulary
 from midjax.corpora import reading, sources
 
 # A batch for the tokenizer, small in memory: encodings take 100 to 200 bytes per character while
@@ -217,19 +215,12 @@ _worker: dict[str, Any] = {}  # of this process: set by `_begin`
 def _begin(numbers: Any, totals: Any, stop: Any, threads: int, lock: str | None) -> None:
     """Sets a worker process up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and tells us to stop
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    parent.end_with_it()
     os.environ[_PARALLEL] = "false"
     if lock is not None:
         _worker["lock"] = share(lock)
-    if multiprocessing.connection.wait([parent.sentinel], timeout=0):
-        os._exit(1)  # the parent ended before we held the lock: another may write by now
+    if parent.is_gone():
+        os._exit(1)  # it ended before we held the lock: another may write by now
     _worker.update(number=numbers.get(), totals=totals, stop=stop, threads=threads)
 
 

@@ -188,11 +188,13 @@ def together(
 
     Args:
       what, work, given: as of `first`; what it returns may be anything, and stays here.
-      known: kinds of errors that the others raise too, made of the `told` of the one that was.
+      known: kinds of errors that a caller may answer, and go on: the others raise them too, made
+        of the `told` of the one that was.
 
     Raises:
-      what `work` raised: on a process where it did.
-      ElsewhereError, or one of `known`: where it did not, and did on another.
+      what `work` raised: on one process where it did, and where it raised the same. Of errors that
+        differ, one is chosen for all: the first process's that is not `known`, or the first's.
+      ElsewhereError, or one of `known`: on the others.
       meeting.MissingError: a process did not come in time.
     """
     if _group is None:
@@ -239,12 +241,22 @@ def _shared(what: str, work: Callable[[], Any], known: Sequence[type[Exception]]
         own = error
         said["error"] = _told(error)
     everybody = _exchanged(_group, what, said)
-    if own is not None:
-        raise _everywhere(own)
-    for number, theirs in enumerate(everybody):
-        if (error_there := theirs.get("error")) is not None:
-            raise _everywhere(_of_another(_group, number, error_there, known))
+    errors = {n: theirs["error"] for n, theirs in enumerate(everybody) if "error" in theirs}
+    if errors:
+        number = _chosen(errors, known)
+        if own is not None and errors[_group.place.index] == errors[number]:
+            raise _everywhere(own)
+        raise _everywhere(_of_another(_group, number, errors, known)) from own
     return [theirs.get("result") for theirs in everybody]
+
+
+def _chosen(errors: Mapping[int, Mapping[str, Any]], known: Sequence[type[Exception]]) -> int:
+    """Whose error all processes raise: if some ended and others went on, these would wait for them.
+
+    A known error may be answered, so it gives way to one that ends the run.
+    """
+    names = {kind.__name__ for kind in known}
+    return min(errors, key=lambda number: (errors[number]["kind"] in names, number))
 
 
 def _exchanged(group: _Group, what: str, said: dict[str, Any]) -> list[dict[str, Any]]:
@@ -286,12 +298,19 @@ def _told(error: BaseException) -> dict[str, Any]:
 
 
 def _of_another(
-    group: _Group, number: int, said: Mapping[str, Any], known: Sequence[type[Exception]]
+    group: _Group,
+    number: int,
+    errors: Mapping[int, Mapping[str, Any]],
+    known: Sequence[type[Exception]],
 ) -> Exception:
+    said, own = errors[number], errors.get(group.place.index)
     for kind in known:
         if kind.__name__ == said["kind"]:
             return kind(*said["told"])
-    return ElsewhereError(f"{group.named(number)} failed: {said['what']}", said["exit_code"])
+    what = f"{group.named(number)} failed: {said['what']}"
+    if own is not None:
+        what = f"{what} (This one, {group.named(group.place.index)}, failed too: {own['what']})"
+    return ElsewhereError(what, said["exit_code"])
 
 
 def _everywhere(error: Any) -> Any:

@@ -4,7 +4,10 @@
 import dataclasses
 import multiprocessing
 import os
+import pickle
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -46,6 +49,28 @@ def test_processes_that_make_batches_survive_sigterm(data):
     os.kill(worker.pid, signal.SIGTERM)
     assert len(list(batches)) == 49
     batches.close()
+
+
+def test_processes_that_make_batches_end_with_one_that_is_killed(data, tmp_path):
+    """They hold its output, so that ends when the last of them does."""
+    code = (
+        "import multiprocessing, os, pathlib, pickle, signal, sys\n"
+        "loader = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())\n"
+        "batches = loader.batches(next_row=0)\n"
+        "next(batches)\n"
+        "print(*(x.pid for x in multiprocessing.active_children()), flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    given = tmp_path / "loader"
+    given.write_bytes(pickle.dumps(loader(dataclasses.replace(data, workers=1), 8000)))
+    killed = subprocess.Popen([sys.executable, "-c", code, given], stdout=subprocess.PIPE)
+    (worker,) = map(int, killed.stdout.readline().split())
+    try:
+        killed.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        os.kill(worker, signal.SIGKILL)
+        raise
+    assert killed.returncode == -signal.SIGKILL
 
 
 def test_parts_that_are_no_neighbours(data):

@@ -38,6 +38,12 @@ def raising(error, *who):
         raise error
     return me
 
+def answered(errors):  # a known error, as that of a damaged checkpoint is
+    try:
+        group.together("trying", lambda: raising(errors[me], me), known=(Known,))
+    except Known as error:
+        return str(error), group.first("setting aside", lambda: "aside")
+
 hosts = group.Hosts(start_seconds=60, heartbeat_seconds=3, wait_seconds=2)
 try:
     with group.running(hosts):
@@ -51,6 +57,9 @@ try:
             attempt(group.together, "trying", raising, None)
             attempt(group.same, "The start", {"step": 5, "row": 5 + (me == 2)})
             attempt(group.same, "The start", {"step": 5})
+            attempt(answered, [Known(4), OSError("no disk"), ValueError("bad")])
+            attempt(answered, [ValueError("bad"), KeyError("bug"), ValueError("bad")])
+            attempt(answered, [Known(4), Known(5), Known(4)])
         elif how == "late":
             if me != 1:
                 group.first("resting", int)
@@ -100,6 +109,20 @@ def test_three_processes_hear_of_each_other():
     differ = f"DifferError The start differs: process 2 ({HOST}) has row 6, and process 0 ({HOST})"
     assert {x[6] for x in got} == {f"{differ} 5. None"}
     assert {x[7] for x in got} == {"None"}
+    assert [x[8] for x in got] == [
+        f"ElsewhereError process 1 ({HOST}) failed: no disk "
+        f"(This one, process 0 ({HOST}), failed too: known (4,)) 2",
+        "OSError no disk None",
+        f"ElsewhereError process 1 ({HOST}) failed: no disk "
+        f"(This one, process 2 ({HOST}), failed too: bad) 2",
+    ]
+    assert [x[9] for x in got] == [
+        "ValueError bad None",
+        f"ElsewhereError process 0 ({HOST}) failed: bad "
+        f"(This one, process 1 ({HOST}), failed too: KeyError: 'bug') 2",
+        "ValueError bad None",
+    ]
+    assert {x[10] for x in got} == {"('known (4,)', 'aside')"}
     assert ["SAID" in out for out, _ in said] == [True, False, False]
 
 

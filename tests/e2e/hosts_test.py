@@ -62,6 +62,10 @@ read = checkpoint._read
 def blind(run_dir, step, *given):
     if how == "blind" and index == "1" and step == after:
         raise checkpoint.DamagedError(run_dir, step, "a sector cannot be read")
+    if how == "torn" and index == "1":
+        raise checkpoint.CheckpointError("no access")
+    if how == "torn":
+        raise checkpoint.DamagedError(run_dir, step, "a sector cannot be read")
     return read(run_dir, step, *given)
 
 loader.Loader.batches, log.Journal.metrics, checkpoint._read = noted, counted, blind
@@ -180,7 +184,7 @@ def test_killed_as_two_and_resumed_as_one(folder):
     assert [e["from_step"] for e in events(folder, "one", "start")] == [None, EVERY]
 
 
-def test_resumed_as_two_then_asked_to_end_then_blind_on_one_side(folder):
+def test_resumed_as_two_then_asked_to_end_then_torn_then_blind_on_one_side(folder):
     codes, errors = ended(start(folder, "pair", 2, how="ask", after=12))
     assert codes == [42, 42], errors
     (told,) = events(folder, "pair", "preempted")
@@ -189,6 +193,9 @@ def test_resumed_as_two_then_asked_to_end_then_blind_on_one_side(folder):
     assert checkpoint.steps(str(folder / "pair"))[-1] == step
     for error in errors:
         assert f"was asked to end (SIGTERM) and did so after step {step}." in error
+    codes, errors = ended(start(folder, "pair", 2, how="torn"))
+    assert codes == [2, 2], errors
+    assert all("no access" in error for error in errors)
     codes, errors = ended(start(folder, "pair", 2, how="blind", after=step))
     assert codes == [0, 0], errors
     aside = [p.name for p in (folder / "pair" / "checkpoints").iterdir() if "damaged" in p.name]

@@ -106,6 +106,12 @@ def _plan(arguments: list[str]) -> None:
     plan_verb.run(arguments)
 
 
+def _launch(arguments: list[str]) -> None:
+    from midjax import launch_verb
+
+    launch_verb.run(arguments)
+
+
 VERBS = {
     "demo": Verb(
         _demo,
@@ -244,7 +250,7 @@ kept in ~/.cache/midjax/plan: the same plan again takes seconds. Writes Plan.out
 All of it is a prediction, and none a measurement.""",
     ),
     "launch": Verb(
-        verbs.launch,
+        _launch,
         "the same `train` command on Cloud TPU: printed, asked for, kept going",
         """\
   midjax launch --gin_file=gin/recipes/launch_v5e.gin [ACTION] [--dry-run]

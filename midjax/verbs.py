@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each verb of `midjax` does with its arguments. Heavy imports happen inside a verb."""
 
-import argparse
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -201,49 +200,3 @@ def report(arguments: list[str]) -> None:
 
     page.run(root)
     print(page.terminal_table(root))
-
-
-def launch(arguments: list[str]) -> None:
-    from midjax import config, log
-    from midjax.launch import run, runner
-
-    parser = argparse.ArgumentParser(prog="midjax launch", exit_on_error=False, add_help=False)
-    parser.add_argument("action", nargs="?", default="create")
-    parser.add_argument("--dry-run", action="store_true")
-    parser.add_argument("--worker", default="0-0")
-    gin_files, bindings, rest = config.split_argv(arguments)
-    options, unknown = parser.parse_known_args(rest)
-    if unknown or options.action not in run.ACTIONS:
-        raise ValueError(
-            f"unknown arguments {unknown or [options.action]}; launch takes --gin_file=FILE, "
-            f"--gin.Launch.field=VALUE, one of {', '.join(run.ACTIONS)}, --dry-run and "
-            "--worker=SLICE-WORKER (logs)"
-        )
-    root = config.load("launch", gin_files, bindings)
-    local = runner.Local()
-    session = run.Session(root, local)
-    if options.action == "create":
-        _check_launched(root)
-    missing = [program for program in run.programs(root) if not local.has(program)]
-    if options.dry_run or missing:
-        if missing and not options.dry_run:
-            log.say(f"# nothing is run: {', '.join(missing)} is not installed")
-        print(session.print_commands(options.action))
-    elif options.action == "logs":
-        session.logs(options.worker)
-    else:
-        getattr(session, options.action)()
-
-
-def _check_launched(root: Any) -> None:
-    """The recipe of a launch is read here and now, not first by 64 machines."""
-    from midjax import config, files, log
-
-    place = files.path(root.code) / root.recipe
-    if not place.is_file():
-        if root.image is None:
-            raise config.ConfigError(f"Launch.recipe: there is no {place}.")
-        log.say(f"# not checked: {root.recipe} is not here; {root.image} must have it")
-        return
-    # A bucket's folder is for the machines; whether the rest of the recipe holds is known here.
-    config.load("train", [str(place)], [x for x in root.overrides if "run_dir=" not in x])

@@ -15,6 +15,7 @@ BASE = {"types", "units", "files", "log"}
 GLUE = {
     "__main__",
     "demo",
+    "launch_verb",
     "plan_verb",
     "show",
     "training",

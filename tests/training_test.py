@@ -62,43 +62,6 @@ def test_config_json_is_what_was_run(tmp_path, recipe):
     assert pathlib.Path(tmp_path / "run" / "config.gin").is_file()
 
 
-def launch_line(tmp_path, *more: str) -> list[str]:
-    root = config.gin_root().parent
-    return [
-        *("launch", "--gin_file=gin/recipes/launch_v5e.gin", f"--gin.Launch.code={root}"),
-        *(f"--gin.Launch.folder={tmp_path}", *more),
-    ]
-
-
-def test_launch_prints_where_gcloud_is_absent(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert cli.main(launch_line(tmp_path)) == 0
-    text = capsys.readouterr().out
-    assert text.startswith("# nothing is run: gcloud is not installed\n")
-    assert "gcloud compute tpus queued-resources create midtrain-v5e" in text
-    script = (tmp_path / "midtrain-v5e/worker.sh").read_text()
-    assert "--gin_file=gin/recipes/demo_midtrain.gin --gin.Mesh.data=1" in script
-    assert cli.main(launch_line(tmp_path, "delete", "--dry-run")) == 0
-    assert "queued-resources delete midtrain-v5e" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        (["--gin.Launch.slice=v5e-24"], "Nearest: v5e-8, v5e-16, v5e-32"),
-        (["--gin.Launch.compiler_flags=--xla_a=1 --xla_a=2"], "given twice, as 1 and as 2"),
-        (["--gin.Launch.recipe=gin/recipes/nothing.gin"], "there is no"),
-        (["--gin.Launch.overrides=('Mesh.fsdpp=4',)"], "fsdpp"),  # as `train` would refuse it
-        (["resume"], "unknown arguments ['resume']; launch takes"),
-        (["--spot"], "unknown arguments ['--spot']"),
-    ],
-)
-def test_a_launch_that_cannot_be_is_told_before_anything_is_asked_for(tmp_path, capsys, more, said):
-    assert cli.main(launch_line(tmp_path, "--dry-run", *more)) == 2
-    found = capsys.readouterr()
-    assert said in found.err and not found.out and not list(tmp_path.iterdir())
-
-
 def test_a_folder_that_others_do_not_see_is_refused(tmp_path, monkeypatch):
     """Each process of a pod with a disk of its own would write its part of a checkpoint there."""
     place, unlinked = tmp_path / ".processes", []

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# A run on a slice of tpu/pods/, from a laptop; what follows the bucket goes to `midjax launch`:
+# The rehearsal of gin/recipes/launch_v5e.gin on a slice of tpu/pods/, from a laptop; what it reads has
+# to be in BUCKET/demo, see there. What follows the bucket goes to `midjax launch`:
 #   tpu/launch.sh v5e-16 my-project gs://my-bucket/runs --gin.Launch.name=try-1 --dry-run
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

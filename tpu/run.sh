@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One verb on a TPU machine by hand, with the slice's flags:
-#   tpu/run.sh v5e-16 train --gin_file=gin/recipes/demo_midtrain.gin
+#   tpu/run.sh v5e-16 train --gin_file=gin/recipes/demo_midtrain.gin --gin.Data.batch_rows=16
 # On a slice with several machines every one has to run it; `midjax launch` does that.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

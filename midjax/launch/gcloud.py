@@ -171,6 +171,11 @@ def attempts(config: spec.Launch, folder: str = "launch") -> Command:
     )
 
 
+def listing(place: str) -> Command:
+    """Asks whether a folder in a bucket is there."""
+    return Command(argv=("gcloud", "storage", "ls", place), why="the run reads it")
+
+
 def is_missing(done: runner_lib.Done) -> bool:
     """Whether a command failed because what it asks for does not exist."""
     return done.code != 0 and _MISSING.search(done.err) is not None

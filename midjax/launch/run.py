@@ -3,7 +3,7 @@
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from midjax import files, log, units
 from midjax.launch import (
@@ -38,6 +38,7 @@ class Session:
     Args:
       config: the spec.
       runner: runs commands.
+      reads: places in buckets that the run reads: `create` asks whether they are there.
       clock, sleep: of the machine.
       say: prints one text.
     """
@@ -47,6 +48,7 @@ class Session:
         config: spec.Launch,
         runner: runner_lib.Runner,
         *,
+        reads: Sequence[str] = (),
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
         say: Callable[[str], None] = log.say,
@@ -54,6 +56,7 @@ class Session:
         environment.check(config)
         self._config, self._runner = config, runner
         self._clock, self._sleep, self._say = clock, sleep, say
+        self._reads = [gcloud.listing(place) for place in reads]
         self._folder = f"{config.folder}/{config.name}"
 
     def print_commands(self, action: str) -> str:
@@ -61,7 +64,7 @@ class Session:
         config, attempt = self._config, 1
         commands: list[Command] = []
         if action == "create":
-            commands = [region.command(config), *self._submission(attempt, attempt)]
+            commands = [region.command(config), *self._reads, *self._submission(attempt, attempt)]
             if config.backend == "vm":
                 commands += [gcloud.describe(config), gcloud.start(config, attempt)]
         elif action == "watch":
@@ -87,10 +90,17 @@ class Session:
         """Asks for the slice, and starts the run when it is there.
 
         Raises:
-          LaunchError: a command failed; the bucket is elsewhere; there is a run of this name.
+          LaunchError: a command failed; the bucket is elsewhere; what the run reads is not there;
+            there is a run of this name.
         """
         config = self._config
         self._say(region.check(config, self._runner))
+        for command in self._reads:
+            if self._there(command) is None:
+                raise spec.LaunchError(
+                    f"{command.argv[-1]} does not exist, and the run would read it: copy it there, "
+                    "or name another place in Launch.overrides."
+                )
         on_gke = config.backend == "gke"
         if on_gke:
             runner_lib.must(self._runner, gke.credentials(config))

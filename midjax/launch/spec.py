@@ -49,8 +49,8 @@ class Launch:
     Attributes:
       name: of the run: its folder in the bucket, its queued resource, its JobSet.
       recipe: of `midjax train`, as it is given on a laptop, relative to `code`.
-      overrides: of the recipe, `Class.field=value` each, as after `--gin.`. Without `Train.run_dir`
-        the run lives in the bucket.
+      overrides: of the recipe, `Class.field=value` each, as after `--gin.`. `{bucket}` in a value
+        is `bucket`. Without `Train.run_dir` the run lives in the bucket.
       slice: "v5e-16", "2xv5p-128": see midjax/hardware/slices.py.
       zone: of the slice.
       project: Google Cloud project.
@@ -148,7 +148,7 @@ class Launch:
                 raise LaunchError(f"Launch.{field} = {value!r} is not {form}.")
 
     def _check_overrides(self) -> None:
-        for line in self.overrides:
+        for line in self._overrides:
             if line.startswith("--") or not _OVERRIDE.fullmatch(line):
                 raise LaunchError(
                     f"Launch.overrides: {line!r} is not Class.field=value, as after --gin."
@@ -243,10 +243,14 @@ class Launch:
     @property
     def arguments(self) -> tuple[str, ...]:
         """`train --gin_file=...`: what stands after `midjax`, here and on a laptop."""
-        given = self.overrides
+        given = self._overrides
         if not any(line.startswith(_RUN_DIR) for line in given):
             given = (*given, f"{_RUN_DIR}{self.place}/run")
         return ("train", f"--gin_file={self.recipe}", *(f"--gin.{line}" for line in given))
+
+    @property
+    def _overrides(self) -> tuple[str, ...]:
+        return tuple(line.replace("{bucket}", self.bucket) for line in self.overrides)
 
     @property
     def all_labels(self) -> dict[str, str]:

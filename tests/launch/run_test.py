@@ -12,11 +12,18 @@ WHERE = "--zone=us-west4-a --project=my-project"
 QUEUED = "gcloud compute tpus queued-resources"
 
 
-def session(tmp_path, cloud, config=None, **changes) -> run.Session:
+def session(tmp_path, cloud, config=None, reads=(), **changes) -> run.Session:
     config = dataclasses.replace(
         config or fake_cloud.launch(), folder=str(tmp_path / "launch"), **changes
     )
-    return run.Session(config, cloud, clock=cloud.clock, sleep=cloud.sleep, say=cloud.said.append)
+    return run.Session(
+        config,
+        cloud,
+        reads=reads,
+        clock=cloud.clock,
+        sleep=cloud.sleep,
+        say=cloud.said.append,
+    )
 
 
 def create_line(attempt: int) -> str:
@@ -158,6 +165,15 @@ def test_create_is_refused_before_anything_is_asked_for(tmp_path):
     cloud.answers = [("ls-files", runner.Done(code=1, err="did not match any file(s)"))]
     with pytest.raises(spec.LaunchError, match="did not match"):
         session(tmp_path, cloud).create()
+    cloud.objects.add("gs://b-2/tokens/index.json")
+    for place, said in (("gs://b-2/run", "does not exist"), ("gs://b-2/tokens", "did not match")):
+        cloud.answers = [("ls-files", runner.Done(code=1, err="did not match any file(s)"))]
+        with pytest.raises(spec.LaunchError, match=said):
+            session(tmp_path, cloud, reads=[place]).create()
+    cloud.answers = [("ls gs://b-2/tokens", runner.Done(code=1, err="HTTPError 403: no access"))]
+    with pytest.raises(spec.LaunchError, match="403"):
+        session(tmp_path, cloud, reads=["gs://b-2/tokens"]).create()
+    cloud.answers = []
     assert not cloud.lines(" create ", " cp ")
     cloud.history = [lambda c: c.set("ACTIVE")]
     cloud.answers = [("porcelain", runner.Done(code=0, out=" M midjax/log.py\n"))]

@@ -16,6 +16,11 @@ def test_the_command_is_the_laptops_and_the_run_lives_in_the_bucket():
         "--gin.Mesh.fsdp=16",
         "--gin.Train.run_dir=gs://my-bucket/runs/anneal/run",
     )
+    read = fake_cloud.launch(overrides=("Start.run={bucket}/p", "Train.run_dir={bucket}/x"))
+    assert read.arguments[2:] == (
+        "--gin.Start.run=gs://my-bucket/runs/p",
+        "--gin.Train.run_dir=gs://my-bucket/runs/x",
+    )
     elsewhere = fake_cloud.launch(overrides=("Train.run_dir=gs://b-2/x",))
     assert elsewhere.arguments[2:] == ("--gin.Train.run_dir=gs://b-2/x",)
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether a bucket lies where the slice is: reads from elsewhere cost money, and are slow."""
 
+from collections.abc import Iterable
+
 from midjax.launch import runner as runner_lib
 from midjax.launch import spec
 
@@ -16,9 +18,17 @@ _PAIRS = {
 }
 
 
-def command(config: spec.Launch) -> runner_lib.Command:
-    """Asks where the bucket is."""
-    bucket = "/".join(config.bucket.split("/")[:3])
+def commands(config: spec.Launch, reads: Iterable[str] = ()) -> list[runner_lib.Command]:
+    """Ask where the run's bucket is, and then where those are that it reads from."""
+    places = [config.bucket, *reads]
+    return [_command(config, name) for name in dict.fromkeys(map(_bucket, places))]
+
+
+def _bucket(place: str) -> str:
+    return "/".join(place.split("/")[:3])
+
+
+def _command(config: spec.Launch, bucket: str) -> runner_lib.Command:
     return runner_lib.Command(
         argv=("gcloud", "storage", "buckets", "describe", bucket, "--format=value(location)"),
         why=f"the bucket has to be in {config.region}, beside the slice",
@@ -33,23 +43,35 @@ def holds(location: str, region: str) -> bool:
     return region in _PAIRS.get(location, (location.lower(),))
 
 
-def check(config: spec.Launch, runner: runner_lib.Runner) -> str:
-    """Compares the bucket's location with the slice's region.
+def check(config: spec.Launch, runner: runner_lib.Runner, reads: Iterable[str] = ()) -> list[str]:
+    """Compares the locations of the run's bucket, and of those it reads, with the slice's region.
 
     Returns:
-      A sentence for people.
+      A sentence for people on each.
 
     Raises:
-      LaunchError: it is elsewhere, and the recipe does not say why; or it cannot be looked at.
+      LaunchError: one is elsewhere, and the recipe does not say why; or the run's own cannot be
+        looked at. Of a bucket of others that may be so: who may read it may not describe it.
     """
     if not runner.has("gcloud"):
-        return (
+        return [
             f"not checked, as gcloud is not installed: that {config.bucket} is in {config.region}"
-        )
-    location = runner_lib.must(runner, command(config)).out.strip()
+        ]
+    own, *others = commands(config, reads)
+    said = [_compared(config, config.bucket, runner_lib.must(runner, own).out.strip())]
+    for command in others:
+        bucket, done = command.argv[4], runner.run(command.argv)
+        if done.code:
+            said.append(f"not checked, that {bucket} is in {config.region}: {done.err.strip()}")
+        else:
+            said.append(_compared(config, bucket, done.out.strip()))
+    return said
+
+
+def _compared(config: spec.Launch, bucket: str, location: str) -> str:
     if holds(location, config.region):
-        return f"{config.bucket} is in {location}, which has {config.region}"
-    text = f"{config.bucket} is in {location}, and the slice in {config.region} ({config.zone})"
+        return f"{bucket} is in {location}, which has {config.region}"
+    text = f"{bucket} is in {location}, and the slice in {config.region} ({config.zone})"
     if config.allow_cross_region:
         return f"{text}: allowed, as {config.allow_cross_region}"
     raise spec.LaunchError(

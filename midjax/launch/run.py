@@ -56,7 +56,7 @@ class Session:
         environment.check(config)
         self._config, self._runner = config, runner
         self._clock, self._sleep, self._say = clock, sleep, say
-        self._reads = [gcloud.listing(place) for place in reads]
+        self._places = tuple(reads)
         self._folder = f"{config.folder}/{config.name}"
 
     def print_commands(self, action: str) -> str:
@@ -64,12 +64,18 @@ class Session:
         config, attempt = self._config, 1
         commands: list[Command] = []
         if action == "create":
-            commands = [region.command(config), *self._reads, *self._submission(attempt, attempt)]
+            listed = map(gcloud.listing, self._places)
+            commands = [
+                *region.commands(config, self._places),
+                *listed,
+                *self._submission(attempt, attempt),
+            ]
             if config.backend == "vm":
                 commands += [gcloud.describe(config), gcloud.start(config, attempt)]
         elif action == "watch":
-            commands = [*self._looks(attempt), gcloud.delete(config)]
-            commands += self._submission(attempt + 1, attempt)
+            commands = self._looks(attempt)
+            if config.backend != "gke":  # a JobSet restarts by itself
+                commands += [gcloud.delete(config), *self._submission(attempt + 1, attempt)]
         elif action == "status":
             commands = self._looks(attempt)
         elif action == "logs":
@@ -94,11 +100,12 @@ class Session:
             there is a run of this name.
         """
         config = self._config
-        self._say(region.check(config, self._runner))
-        for command in self._reads:
-            if self._there(command) is None:
+        for text in region.check(config, self._runner, self._places):
+            self._say(text)
+        for place in self._places:
+            if self._there(gcloud.listing(place)) is None:
                 raise spec.LaunchError(
-                    f"{command.argv[-1]} does not exist, and the run would read it: copy it there, "
+                    f"{place} does not exist, and the run would read it: copy it there, "
                     "or name another place in Launch.overrides."
                 )
         on_gke = config.backend == "gke"
@@ -141,17 +148,16 @@ class Session:
     def status(self) -> None:
         """Prints the state of the slice, and what worker 0 last said."""
         config = self._config
-        if config.backend == "gke":
+        on_gke = config.backend == "gke"
+        if on_gke:
             runner_lib.must(self._runner, gke.credentials(config))
-            found = gke.parse(runner_lib.must(self._runner, gke.get(config)).out)
-            attempt = found.attempt
-            self._say(f"JobSet {config.name}: {found.state}, attempt {attempt}")
-        else:
-            found_text = self._there(gcloud.describe(config))
-            resource = None if found_text is None else gcloud.parse(found_text)
-            attempt = resource.attempt if resource else self._last_attempt()
-            state = f"{resource.state}, attempt {attempt}" if resource else "there is none"
-            self._say(f"queued resource {config.name}: {state}")
+        text = self._there(gke.get(config) if on_gke else gcloud.describe(config))
+        found: gke.JobSet | gcloud.Resource | None = None
+        if text is not None:
+            found = gke.parse(text) if on_gke else gcloud.parse(text)
+        attempt = found.attempt if found else self._last_attempt()
+        state = f"{found.state}, attempt {attempt}" if found else "there is none"
+        self._say(f"{'JobSet' if on_gke else 'queued resource'} {config.name}: {state}")
         report = watch.read_report(config, self._runner, attempt) if attempt else None
         if report is None:
             self._say("worker 0 has not said anything")

@@ -33,6 +33,8 @@ Exit codes: 0  done
             5  train: the run's only checkpoint is damaged, and going on would mean starting over
             42 train: SIGTERM; the run saved and ended. The same command goes on, bit for bit
            134 train in several processes: one of them is missing or was lost. Start all again
+           171 train: checkpoints cannot be written or read, or a bucket cannot be reached (a full
+               disk, an outage). The same command goes on from the newest whole checkpoint
            143 killed by SIGTERM before the first update or after the last: nothing was lost
 """
 
@@ -57,21 +59,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         verb.run(rest)
     except Exception as error:
+        from midjax import files
+
         told = isinstance(error, ValueError | OSError) or hasattr(error, "exit_code")
-        if not told and not _of_a_bucket(error):
+        if not told and not files.is_of_network(error):
             raise
         # What a user gave, or the machine's disk, does not fit. Other kinds are bugs for sure and
         # keep their traceback; where one of these is a bug, the variable shows its traceback too.
         if os.environ.get("MIDJAX_TRACEBACK"):
             raise
         print(f"midjax {name}: {error}", file=sys.stderr)
-        return getattr(error, "exit_code", 2)
+        is_outage = name == "train" and files.is_outage(error)
+        return getattr(error, "exit_code", files.OutageError.exit_code if is_outage else 2)
     return 0
-
-
-def _of_a_bucket(error: Exception) -> bool:
-    """TensorFlow reads gs:// where it is installed, and has errors of its own kind."""
-    return type(error).__module__.startswith("tensorflow.python.framework.errors")
 
 
 @dataclasses.dataclass(frozen=True)

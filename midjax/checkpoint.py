@@ -14,9 +14,10 @@ has no content checksums (a flipped byte restores in silence), so the manifest h
 every array. Saving is asynchronous; a save that was killed leaves a folder that is never listed.
 """
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -24,27 +25,23 @@ import orbax.checkpoint as ocp
 from absl import flags
 from orbax.checkpoint import checkpoint_managers
 
-from midjax import files, trees
+from midjax import files, storage, trees
 from midjax.distributed import group
 
 FORMAT = 4
 READABLE = (3, 4)  # 3 names the parent alone; 2 has no mixtures; 1 no seal, no list of arrays
-
-
-# Words in TensorStore's errors that speak of the way to the files, not of the files.
-_PASSING = (
-    "ABORTED",
-    "CANCELLED",
-    "DEADLINE_EXCEEDED",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "UNAUTHENTICATED",
-    "UNAVAILABLE",
-)
+# Errors in reading that speak of the files, or, the last, of who runs this.
+_IN_READING = (FileNotFoundError, ValueError, PermissionError)
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is missing, cannot be reached or does not fit."""
+    """A checkpoint is missing or does not fit."""
+
+
+class StorageError(CheckpointError):
+    """Checkpoints cannot be written or reached, whatever is in them; later they may be."""
+
+    exit_code = 171
 
 
 class DamagedError(CheckpointError):
@@ -124,24 +121,30 @@ class Store:
         if keep.forever_every_steps:
             policies.append(checkpoint_managers.EveryNSteps(keep.forever_every_steps))
         _bound_waits()
-        self._manager = ocp.CheckpointManager(
-            folder(run_dir),
-            item_handlers=_handlers(),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies)
-            ),
+        self._place = folder(run_dir)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies)
         )
+        with _reaching(self._place):
+            self._manager = ocp.CheckpointManager(
+                self._place, item_handlers=_handlers(), options=options
+            )
 
     def __enter__(self) -> "Store":
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        self._manager.wait_until_finished()
+        self.wait()
         self._manager.close()
 
     def wait(self) -> None:
-        """Until what was begun to be saved is whole."""
-        self._manager.wait_until_finished()
+        """Until what was begun to be saved is whole.
+
+        Raises:
+          StorageError: it could not be written.
+        """
+        with _reaching(self._place):
+            self._manager.wait_until_finished()
 
     def newest_step(self) -> int | None:
         """The newest checkpoint, also one that is being written."""
@@ -161,6 +164,7 @@ class Store:
         facts: Mapping[str, Any],
         guard: Mapping[str, Any] | None = None,
         ema: Any = None,
+        settle: Callable[[], None] = lambda: None,
     ) -> None:
         """Starts saving and returns; the arrays may be donated afterwards.
 
@@ -172,6 +176,10 @@ class Store:
           facts: what the manifest says besides norms and digests, plain JSON.
           guard: arrays by name; None saves none.
           ema: average of the parameters, like `params`; None saves none.
+          settle: waits, in the background, for what must be written before the checkpoint counts.
+
+        Raises:
+          StorageError: the save before could not be written.
         """
         latest = self._manager.latest_step()
         if latest is not None and step <= latest:
@@ -182,19 +190,18 @@ class Store:
 
         def manifest() -> dict[str, Any]:
             found = known | summed()
+            settle()
             return found | {"seal": _seal(step, data, found)}
 
         args = ocp.args
-        saved = self._manager.save(
-            step,
-            args=args.Composite(
-                **{name: args.PyTreeSave(tree) for name, tree in arrays.items()},
-                step=args.JsonSave({"step": step}),
-                data=args.JsonSave(dict(data)),
-                manifest=_LateJsonSave(manifest),
-            ),
-            force=True,
+        asked = args.Composite(
+            **{name: args.PyTreeSave(tree) for name, tree in arrays.items()},
+            step=args.JsonSave({"step": step}),
+            data=args.JsonSave(dict(data)),
+            manifest=_LateJsonSave(manifest),
         )
+        with _reaching(self._place):
+            saved = self._manager.save(step, args=asked, force=True)
         if not saved:  # Orbax refuses in silence
             raise CheckpointError(
                 f"Orbax did not save step {step}; it holds {list(self._manager.all_steps())}."
@@ -227,21 +234,41 @@ def _arrays(**items: Any) -> dict[str, Any]:
     return {name: tree for name, tree in items.items() if tree is not None}
 
 
+@contextlib.contextmanager
+def _reaching(place: str, *others: type[Exception]) -> Iterator[None]:
+    """Makes a `StorageError` of what the storage raises; `others` are left as they are."""
+    try:
+        yield
+    except (CheckpointError, *others):
+        raise
+    except Exception as error:
+        if not storage.is_of_storage(error):
+            raise
+        raise StorageError(f"{place}: {type(error).__name__}: {error}") from error
+
+
+def check_place(run_dir: str) -> None:
+    """See `storage.check`."""
+    storage.check(run_dir)
+
+
 def folder(run_dir: str) -> str:
     """Where a run's checkpoints lie, absolute as Orbax wants it."""
-    return str((files.path(run_dir) / "checkpoints").resolve())
+    place = files.path(run_dir) / "checkpoints"
+    return str(place if files.is_remote(place) else place.resolve())
 
 
 def steps(run_dir: str) -> list[int]:
     """Steps of the finished checkpoints of a run, oldest first; damaged ones included."""
     root = files.path(folder(run_dir))
-    if not root.exists():
-        return []
-    return sorted(
-        int(p.name)
-        for p in root.iterdir()
-        if p.name.isdigit() and p.is_dir() and ocp.utils.is_checkpoint_finalized(p)
-    )
+    with _reaching(str(root), *_IN_READING):
+        if not root.exists():
+            return []
+        return sorted(
+            int(p.name)
+            for p in root.iterdir()
+            if p.name.isdigit() and p.is_dir() and ocp.utils.is_checkpoint_finalized(p)
+        )
 
 
 def read_facts(run_dir: str, step: int) -> dict[str, Any]:
@@ -249,13 +276,17 @@ def read_facts(run_dir: str, step: int) -> dict[str, Any]:
 
     Raises:
       DamagedError: missing or not JSON.
+      StorageError: it cannot be reached.
       CheckpointError: written in another format.
     """
     facts: dict[str, Any] = {}
     for item in ("step", "data", "manifest"):
         file = files.path(folder(run_dir)) / str(step) / item / "metadata"
         try:
-            facts[item] = files.read_json(file)
+            with _reaching(str(file), *_IN_READING):
+                facts[item] = files.read_json(file)
+        except StorageError:
+            raise
         except (FileNotFoundError, ValueError) as error:
             raise DamagedError(run_dir, step, f"cannot read {item}: {error}") from error
         if not isinstance(facts[item], dict):
@@ -296,7 +327,8 @@ def restore(
 
     Raises:
       DamagedError: unreadable, or its content is not what was saved.
-      CheckpointError: another shape, dtype or set of arrays; files that cannot be reached.
+      StorageError: files that cannot be reached.
+      CheckpointError: another shape, dtype or set of arrays.
     """
     # Files may be damaged for one process only: the others are to hear of it, not to wait.
     saved, restored = group.together(
@@ -335,11 +367,14 @@ def _read(
             how = ocp.checkpoint_utils.construct_restore_args(tree)
             asked = ocp.args.PyTreeRestore(item=tree, restore_args=how, partial_restore=True)
             place = files.path(folder(run_dir)) / str(step) / name
-            restored[name] = ocp.PyTreeCheckpointHandler().restore(place, args=asked)
+            with _reaching(str(place), *_IN_READING):
+                restored[name] = ocp.PyTreeCheckpointHandler().restore(place, args=asked)
+    except StorageError:
+        raise
     except (ValueError, KeyError, AttributeError, TypeError, FileNotFoundError) as error:
         what = f"cannot be restored: {type(error).__name__}: {error}"
-        if any(word in str(error) for word in _PASSING):
-            raise CheckpointError(f"{run_dir}, step {step}: {what}") from error
+        if storage.is_passing(error):
+            raise StorageError(f"{run_dir}, step {step}: {what}") from error
         raise DamagedError(run_dir, step, what) from error
     for name, leaf in trees.named_leaves(restored):
         if not isinstance(leaf, jax.Array):  # Orbax hands the target back, in silence
@@ -348,10 +383,15 @@ def _read(
 
 
 def set_aside(run_dir: str, step: int, why: str = "damaged") -> str:
-    """Renames a checkpoint so that it no longer counts; returns the new name, `STEP.WHY-NUMBER`."""
+    """Renames a checkpoint so that it no longer counts; returns the new name, `STEP.WHY-NUMBER`.
+
+    Raises:
+      StorageError: it could not be moved.
+    """
     root = files.path(folder(run_dir))
     number = 0
-    while (target := root / f"{step}.{why}-{number}").exists():
-        number += 1
-    (root / str(step)).rename(target)
+    with _reaching(str(root)):
+        while (target := root / f"{step}.{why}-{number}").exists():
+            number += 1
+        storage.move(root / str(step), target, why)
     return str(target)

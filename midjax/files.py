@@ -26,6 +26,16 @@ _OTHER_COMPRESSIONS = {".bz2", ".xz", ".lz4", ".zip", ".7z", ".tar", ".tgz"}
 _GLOB_CHARACTERS = frozenset("*?[")
 # What epath reads buckets with: TensorFlow where it is installed (then it is imported), else gcsfs.
 _GCS_LIBRARIES = ("gcsfs", "tensorflow")
+# Packages whose own kinds of errors tell of the way to a bucket; a missing file is none of them.
+_NETWORK = frozenset({"aiohttp", "gcsfs", "google", "requests", "urllib3"})
+_TENSORFLOW_ERRORS = "tensorflow.python.framework.errors"
+_PASSING_ERRORS = frozenset({"AbortedError", "DeadlineExceededError", "UnavailableError"})
+
+
+class OutageError(OSError):
+    """What is in a bucket cannot be reached; later it may be."""
+
+    exit_code = 171
 
 
 def path(name: str | os.PathLike[str]) -> epath.Path:
@@ -37,12 +47,46 @@ def path(name: str | os.PathLike[str]) -> epath.Path:
     text = os.fspath(name)
     if text.startswith(PACKAGE):
         return epath.Path(__file__).parent / text[len(PACKAGE) :]
-    if text.startswith("gs://") and not any(map(importlib.util.find_spec, _GCS_LIBRARIES)):
-        raise ValueError(
-            f"{text} is in Google Cloud Storage, and gcsfs is not installed: "
-            "pip install 'midjax[gcs]', or copy the files to a local folder."
-        )
+    if text.startswith("gs://"):
+        if not any(map(importlib.util.find_spec, _GCS_LIBRARIES)):
+            raise ValueError(
+                f"{text} is in Google Cloud Storage, and gcsfs is not installed: "
+                "pip install 'midjax[gcs]', or copy the files to a local folder."
+            )
+        _list_afresh()
     return epath.Path(name).expanduser()
+
+
+def _list_afresh() -> None:
+    """gcsfs keeps what it listed, for ever: it would not see what another process wrote, nor what
+    TensorStore did in this one."""
+    import fsspec.config
+
+    for scheme in ("gcs", "gs"):
+        fsspec.config.conf.setdefault(scheme, {}).setdefault("use_listings_cache", False)
+
+
+def is_remote(name: str | os.PathLike[str]) -> bool:
+    """Whether a path is in a bucket: objects, written whole, without folders."""
+    return "://" in os.fspath(name)
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether an error tells that a bucket could not be reached, or is busy, so that the same may
+    succeed later. That it refuses what was asked is none."""
+    if isinstance(error, OutageError | TimeoutError | ConnectionError):
+        return True
+    if type(error).__module__.startswith(_TENSORFLOW_ERRORS):
+        return type(error).__name__ in _PASSING_ERRORS
+    code = str(getattr(error, "code", ""))
+    is_refused = code.startswith("4") and code not in ("408", "429")
+    return is_of_network(error) and not is_refused
+
+
+def is_of_network(error: BaseException) -> bool:
+    """Whether it is of a kind that the libraries between here and a bucket have of their own."""
+    module = type(error).__module__
+    return module.partition(".")[0] in _NETWORK or module.startswith(_TENSORFLOW_ERRORS)
 
 
 def match(pattern: str) -> list[str]:
@@ -99,6 +143,9 @@ def require_local(name: str, what: str) -> None:
 def write_bytes(name: str | os.PathLike[str], data: bytes) -> None:
     """Writes a whole file or nothing: no reader sees half, a crash leaves the old one."""
     target = path(name)
+    if is_remote(target):  # an object appears when it is whole
+        target.write_bytes(data)
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}.tmp"
     temporary.write_bytes(data)

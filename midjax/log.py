@@ -3,8 +3,9 @@
 
 `layer_norms.jsonl` has a row now and then, where a recipe asks for it.
 
-Only process 0 writes. A `Journal` is opened at a step: rows of later steps, left by a run that
-was killed after its last checkpoint, are removed (they will be computed again) and counted.
+Only process 0 writes; into a bucket through local files, see `spool`. A `Journal` is opened at a
+step: rows of later steps, left by a run that was killed after its last checkpoint, are removed
+(they will be computed again) and counted.
 """
 
 import json
@@ -16,8 +17,10 @@ from typing import Any
 from rich import console as rich_console
 from rich import progress as rich_progress
 
-from midjax import files, units
+from midjax import files, spool, units
 
+# So long a checkpoint waits for the rows behind it, in the background, and the end for the rest.
+_BEHIND_SECONDS, _CLOSE_SECONDS = 300.0, 60.0
 _console = rich_console.Console(highlight=False, soft_wrap=True)
 
 
@@ -32,25 +35,61 @@ def say(text: str) -> None:
 
 
 class Journal:
-    """The append-only files of one run directory.
+    """The append-only files of one run directory. Use as a context, or close it.
 
     Attributes:
       newest_step: of the rows that were there when it was opened, removed ones included; 0 of none.
+
+    Raises:
+      files.OutageError: the run directory is in a bucket that cannot be reached.
     """
 
     def __init__(self, run_dir: str, *, step: int, is_writer: bool) -> None:
-        self._is_writer, self.newest_step = is_writer, 0
-        self._metrics = files.path(run_dir) / "metrics.jsonl"
-        self._layer_norms = files.path(run_dir) / "layer_norms.jsonl"
-        self._events = files.path(run_dir) / "events.jsonl"
+        self._is_writer, self.newest_step, self._run_dir = is_writer, 0, run_dir
+        self._spool: spool.Spool | None = None
         if not is_writer:
             return
-        files.path(run_dir).mkdir(parents=True, exist_ok=True)
+        folder = files.path(run_dir)
+        names = ("metrics.jsonl", "layer_norms.jsonl", "events.jsonl")
+        uploads = spool.Spool(run_dir, names, say) if files.is_remote(run_dir) else None
+        if uploads is not None:
+            folder = files.path(uploads.folder)
+        self._metrics, self._layer_norms, self._events = (folder / name for name in names)
+        folder.mkdir(parents=True, exist_ok=True)
         self._mend_events()
         self._truncate(self._layer_norms, step)
         removed, self.newest_step = self._truncate(self._metrics, step)
         if removed:
             self.event("rows_redone", step=step, rows=removed)
+        if uploads is not None:
+            uploads.start()
+            self._spool = uploads
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def settle(self) -> None:
+        """Waits until all that was written so far is where the run directory is. May be called from
+        another thread than the one that writes.
+
+        Raises:
+          files.OutageError: it did not come there in time.
+        """
+        if self._spool is not None and not self._spool.wait(_BEHIND_SECONDS):
+            raise files.OutageError(
+                f"{self._run_dir}: rows of metrics could not be written within "
+                f"{_BEHIND_SECONDS:.0f} s ({self._spool.failures} failures), and no checkpoint "
+                "counts without those behind it."
+            )
+
+    def close(self) -> None:
+        """Uploads what is left, for a minute at most. Nothing is written afterwards."""
+        if self._spool is not None:
+            self._spool.close(_CLOSE_SECONDS)
+            self._spool = None
 
     def _mend_events(self) -> None:
         """Cuts off an event that a kill tore, or the next one would stand on its line."""
@@ -78,22 +117,28 @@ class Journal:
 
     def metrics(self, row: dict[str, Any]) -> None:
         """Appends one update's row. Non-finite numbers are written as null, as JSON has none."""
-        self._append(self._metrics, {k: _plain(v) for k, v in row.items()})
+        if self._is_writer:
+            self._append(self._metrics, {k: _plain(v) for k, v in row.items()})
 
     def layer_norms(self, row: dict[str, Any]) -> None:
         """Appends a row of norms by layer."""
-        self._append(self._layer_norms, {k: _plain(v) for k, v in row.items()})
+        if self._is_writer:
+            self._append(self._layer_norms, {k: _plain(v) for k, v in row.items()})
 
     def event(self, event: str, /, **fields: Any) -> None:
         """Appends one event."""
-        self._append(self._events, {"event": event, "time": round(time.time(), 3), **fields})
-
-    def _append(self, target: Any, row: dict[str, Any]) -> None:
         if self._is_writer:
-            # Half a surrogate pair, which ids of documents may have, is written as JSON escapes it.
-            text = json.dumps(row, ensure_ascii=False) + "\n"
-            with target.open("ab") as file:
-                file.write(text.encode(errors="backslashreplace"))
+            said = {"event": event, "time": round(time.time(), 3), **fields}
+            self._append(self._events, said, soon=True)
+
+    def _append(self, target: Any, row: dict[str, Any], *, soon: bool = False) -> None:
+        # Half a surrogate pair, which ids of documents may have, is written as JSON escapes it.
+        text = json.dumps(row, ensure_ascii=False) + "\n"
+        data = text.encode(errors="backslashreplace")
+        with target.open("ab") as file:
+            file.write(data)
+        if self._spool is not None:
+            self._spool.added(target.name, len(data), soon=soon)
 
 
 def _step_of(row: str) -> int:

@@ -3,13 +3,15 @@
 
 import os
 import pathlib
+import resource
 
+import gcs_bucket
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from midjax import checkpoint
+from midjax import checkpoint, files
 
 KEEP = checkpoint.Keep(every_steps=1, last=2, forever_every_steps=4)
 
@@ -186,7 +188,8 @@ def test_an_emptied_manifest_is_damage_and_an_older_format_is_not(tmp_path):
     ("error", "kind"),
     [
         (ValueError("DATA_LOSS: bad chunk"), checkpoint.DamagedError),
-        (ValueError("UNAVAILABLE: try again"), checkpoint.CheckpointError),
+        (ValueError("UNAVAILABLE: try again"), checkpoint.StorageError),
+        (OSError("Input/output error"), checkpoint.StorageError),
         (PermissionError("no"), PermissionError),
         (MemoryError(), MemoryError),
     ],
@@ -201,6 +204,49 @@ def test_only_damage_is_called_damage(tmp_path, monkeypatch, error, kind):
     with pytest.raises(kind) as caught:
         checkpoint.restore(str(tmp_path), 1, targets("params"))
     assert type(caught.value) is kind
+
+
+def test_a_disk_that_takes_no_more_is_told_from_a_bug(tmp_path):
+    save(tmp_path, 1)
+    store = checkpoint.Store(str(tmp_path), KEEP)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))  # bytes of a file
+    try:
+        with pytest.raises(checkpoint.StorageError) as caught:
+            store.save(2, params={"w": jnp.ones((1 << 18,))}, opt_state=None, data={}, facts={})
+            store.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.exit_code == 171 and str(tmp_path / "checkpoints") in str(caught.value)
+    assert checkpoint.steps(str(tmp_path)) == [1]
+
+
+def test_a_checkpoint_counts_when_what_is_behind_it_is_written(tmp_path):
+    def fails():
+        raise files.OutageError("rows of metrics could not be written")
+
+    store = checkpoint.Store(str(tmp_path), KEEP)
+    with pytest.raises(checkpoint.StorageError, match="rows of metrics could not"):
+        store.save(1, **arrays(1), data={}, facts={}, settle=fails)
+        store.wait()
+    assert checkpoint.steps(str(tmp_path)) == []
+
+
+def test_a_bucket_that_refuses_is_an_outage_and_no_damage(monkeypatch):
+    run = "gs://bucket/run"
+    bucket = gcs_bucket.install(monkeypatch)
+    save(run, 1)
+    assert checkpoint.steps(run) == [1]
+    bucket.fails = lambda method, name: method == "POST" and "/2/" in name
+    with pytest.raises(checkpoint.StorageError):
+        save(run, 2)
+    bucket.fails = lambda method, name: "/params/" in name
+    with pytest.raises(checkpoint.StorageError) as caught:
+        checkpoint.restore(run, 1, targets("params"))
+    assert caught.value.exit_code == 171
+    bucket.fails = lambda method, name: False
+    assert checkpoint.steps(run) == [1]
+    assert equal(checkpoint.restore(run, 1, targets("params"))["params"], arrays(1)["params"])
 
 
 def test_another_shape_dtype_or_array_is_refused_by_name(tmp_path):

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 
+import gcs_bucket
 import pytest
 
-from midjax import log
+from midjax import files, log
 
 
 def read(path):
@@ -99,3 +100,34 @@ def test_rows_of_layer_norms_are_removed_as_those_of_metrics(tmp_path):
         first.layer_norms({"step": step, "grad_norm/embed": float("nan")})
     log.Journal(str(tmp_path), step=3, is_writer=True)
     assert read(tmp_path / "layer_norms.jsonl") == [{"step": 2, "grad_norm/embed": None}]
+
+
+def test_a_journal_in_a_bucket_goes_on_as_on_a_disk(monkeypatch):
+    bucket = gcs_bucket.install(monkeypatch)
+    run = "gs://bucket/run"
+    with log.Journal(run, step=0, is_writer=True) as journal:
+        for step in (1, 2, 3):
+            journal.metrics({"step": step})
+        journal.event("start")
+        journal.settle()
+        assert bucket.text("run/metrics.jsonl") == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
+    bucket.put("run/events.jsonl", bucket.stored["run/events.jsonl"][1] + b'{"event": "to')
+    with log.Journal(run, step=2, is_writer=True) as journal:
+        assert journal.newest_step == 3
+        journal.metrics({"step": 3, "loss": 0.5})
+    rows = [json.loads(line) for line in bucket.text("run/metrics.jsonl").splitlines()]
+    assert rows == [{"step": 1}, {"step": 2}, {"step": 3, "loss": 0.5}]
+    events = [json.loads(line)["event"] for line in bucket.text("run/events.jsonl").splitlines()]
+    assert events == ["start", "event_torn", "rows_redone"]
+    assert bucket.names() == ["run/events.jsonl", "run/metrics.jsonl"]
+
+
+def test_rows_that_do_not_come_into_the_bucket_hold_a_checkpoint_back(monkeypatch):
+    bucket = gcs_bucket.install(monkeypatch)
+    monkeypatch.setattr(log, "_BEHIND_SECONDS", 0.1)
+    monkeypatch.setattr(log, "_CLOSE_SECONDS", 0.1)
+    with log.Journal("gs://bucket/run", step=0, is_writer=True) as journal:
+        bucket.fails = lambda method, name: method == "POST"
+        journal.metrics({"step": 1})
+        with pytest.raises(files.OutageError, match="no checkpoint counts without"):
+            journal.settle()

@@ -58,6 +58,13 @@ def test_an_error_of_a_bucket_is_one_message_and_a_bug_keeps_its_traceback(capsy
     monkeypatch.setitem(cli.VERBS, "tokenize", fails(kind("gs://b/x: no such object")))
     assert cli.main(["tokenize"]) == 2
     assert capsys.readouterr().err == "midjax tokenize: gs://b/x: no such object\n"
+    outage = type("HttpError", (Exception,), {"__module__": "gcsfs.retry", "code": 503})
+    for code, exit_code in ((503, 171), (400, 2)):  # what may pass, and what does not
+        error = outage("gs://b/x: no")
+        error.code = code
+        monkeypatch.setitem(cli.VERBS, "train", fails(error))
+        assert cli.main(["train"]) == exit_code
+    capsys.readouterr()
     monkeypatch.setitem(cli.VERBS, "tokenize", fails(KeyError("bug")))
     with pytest.raises(KeyError):
         cli.main(["tokenize"])

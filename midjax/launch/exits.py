@@ -12,15 +12,13 @@ MEANINGS = {
     0: "the target is reached",
     1: "a bug, with a traceback in the log",
     2: "a mistake in the recipe or the command",
-    3: "more bad data than the budget allows",
     4: "the numbers gave up: diverged",
     5: "no checkpoint can be used: somebody must look",
     42: "asked to stop, with the state saved",
     134: "JAX lost another process",
     137: "killed (SIGKILL): out of memory, or out of grace",
     143: "ended by SIGTERM before it could save",
-    170: "a step hung",
-    171: "checkpoints could not be written or read",
+    171: "checkpoints could not be written or read, or the bucket not be reached",
     172: "the worker could not be set up",
 }
 RESTART = (42, *range(127, 256))

@@ -40,6 +40,14 @@ class Run:
         """Last part of the run's folder."""
         return pathlib.PurePosixPath(self.run_dir).name
 
+    @property
+    def folder(self) -> str:
+        """Where programs that know local files only write: beside the run, or, where that is in a
+        bucket, in `midjax-trackers/` of the working folder."""
+        if not files.is_remote(self.run_dir):
+            return self.run_dir
+        return str(pathlib.Path("midjax-trackers", *self.run_dir.partition("://")[2].split("/")))
+
 
 class Writer(Protocol):
     """An opened tracker."""
@@ -56,7 +64,8 @@ class TensorBoard:
     """Event files for `tensorboard --logdir`, by tensorboardX: no TensorFlow.
 
     Attributes:
-      folder: where; None is `tensorboard` in the run's folder.
+      folder: where; None is `tensorboard` in the run's folder, or, where that is in a bucket, in
+        `midjax-trackers/` of the machine's working folder, which goes with the machine.
     """
 
     folder: str | None = None
@@ -65,7 +74,7 @@ class TensorBoard:
         """Opens a new event file, which hides what older ones have of later updates."""
         import tensorboardX
 
-        folder = self.folder or f"{run.run_dir}/tensorboard"
+        folder = self.folder or f"{run.folder}/tensorboard"
         writer = tensorboardX.SummaryWriter(
             folder,
             purge_step=run.first_step + 1,
@@ -95,7 +104,8 @@ class Wandb:
     Attributes:
       project, entity: where it belongs; entity None is your default one.
       name: shown for it; None is the last part of the run's folder.
-      mode: "offline" writes to the run's folder only, for `wandb sync` later.
+      mode: "offline" writes to the run's folder only, for `wandb sync` later; of a run in a bucket,
+        to `midjax-trackers/` of the machine's working folder.
     """
 
     project: str
@@ -116,7 +126,7 @@ class Wandb:
             name=self.name or run.name,
             id=_kept_id(run, "wandb", secrets.token_hex(4)),
             resume="allow",
-            dir=run.run_dir,
+            dir=run.folder,
             mode=self.mode,
             config=dict(run.config),
             settings=settings,

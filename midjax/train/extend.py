@@ -120,5 +120,5 @@ def record(extension: Extension, run_dir: str) -> None:
         f"{extension.new_tokens} tokens; the rates of the updates done are unchanged, the next one "
         f"is {extension.next_lr:.6g}; its configuration up to here: {kept}"
     )
-    journal = log.Journal(run_dir, step=extension.step, is_writer=True)
-    journal.event("run_extended", **dataclasses.asdict(extension))
+    with log.Journal(run_dir, step=extension.step, is_writer=True) as journal:
+        journal.event("run_extended", **dataclasses.asdict(extension))

@@ -89,6 +89,7 @@ def begin(config: recipe_lib.Train, watch: goodput.Stopwatch | None = None) -> B
 
 
 def _prepared(config: recipe_lib.Train) -> tuple[prepare_lib.Prepared, jax.sharding.Mesh]:
+    checkpoint.check_place(config.run_dir)
     if group.is_first():
         trackers_lib.check(config.trackers)
     prepared = prepare_lib.prepare(config)
@@ -144,16 +145,18 @@ def _once(begun: Begun, stop: preemption.Stop) -> dict[str, Any]:
     # First: the journal removes the rows that tell when a killed process stopped.
     account = sessions.Account(config.run_dir, watch, first_step=prepared.first_step)
     journal = log.Journal(config.run_dir, step=prepared.first_step, is_writer=group.is_first())
-    announce.start(prepared, journal)
     row: dict[str, Any] = {}
-    if prepared.first_step < prepared.total_steps:
-        try:
-            with sink.Trackers(_trackers(config), _tracked(prepared, journal), journal) as trackers:
-                row = _train(begun, stop, account, journal, trackers)
-        finally:
-            journal.event("goodput", **account.fields(final=True))
-            log.say(account.sentence())
-    journal.event("end", step=prepared.total_steps)
+    with journal:
+        announce.start(prepared, journal)
+        if prepared.first_step < prepared.total_steps:
+            told = _tracked(prepared, journal)
+            try:
+                with sink.Trackers(_trackers(config), told, journal) as trackers:
+                    row = _train(begun, stop, account, journal, trackers)
+            finally:
+                journal.event("goodput", **account.fields(final=True))
+                log.say(account.sentence())
+        journal.event("end", step=prepared.total_steps)
     return row
 
 
@@ -326,7 +329,8 @@ def _loop(
                     continue  # among skipped updates it would push out the good ones: later
                 due = False
                 with watch.measure("checkpoint"):
-                    saving.save(prepared, store, step, state, recorder.watch.steps)
+                    skipped = recorder.watch.steps
+                    saving.save(prepared, store, step, state, skipped, journal.settle)
                 watch.saved(step)
                 account.skipped_updates = recorder.watch.count
                 journal.event("checkpoint", step=step)

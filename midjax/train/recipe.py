@@ -21,8 +21,8 @@ class Train:
     """One run.
 
     Attributes:
-      run_dir: where config, metrics and checkpoints go, on a local disk; one that all processes
-        share, where there are several. A run that has a checkpoint there resumes.
+      run_dir: where config, metrics and checkpoints go: a folder, which all processes share where
+        there are several, or gs://BUCKET/FOLDER. A run that has a checkpoint there resumes.
       model, data, optimizer, schedule, loss, start: see their classes.
       train_tokens: tokens of the run, padding included; rounded up to whole batches. A kept step
         counts against it.
@@ -82,10 +82,11 @@ class Train:
     hosts: group.Hosts = dataclasses.field(default_factory=group.Hosts)
 
     def __post_init__(self) -> None:
-        if "://" in self.run_dir:
+        if "://" in self.run_dir and not self.run_dir.startswith("gs://"):
             raise ValueError(
-                f"Train.run_dir = {self.run_dir!r}: runs are written to local disks only, so far. "
-                "Give a local folder and copy it when the run is done."
+                f"Train.run_dir = {self.run_dir!r}: runs are written to local disks, to file "
+                "systems that are mounted, and to Google Cloud Storage (gs://BUCKET/FOLDER). Give "
+                "one of these."
             )
         if self.train_tokens < 1:
             raise ValueError(f"Train.train_tokens must be positive, got {self.train_tokens}.")

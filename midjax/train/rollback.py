@@ -128,15 +128,15 @@ def answer(prepared: prepare.Prepared, streak: skips.StreakError) -> None:
         if later > target:
             checkpoint.set_aside(run_dir, later, "rolled-back")
     # Whoever begins again removes the rows that will be computed again.
-    journal = log.Journal(run_dir, step=prepared.total_steps, is_writer=True)
-    journal.event(
-        "rollback",
-        step=streak.steps[-1],
-        to_step=target,
-        left_out=[steps[0], steps[-1]],
-        why=streak.why,
-        number=len(before) + 1,
-    )
+    with log.Journal(run_dir, step=prepared.total_steps, is_writer=True) as journal:
+        journal.event(
+            "rollback",
+            step=streak.steps[-1],
+            to_step=target,
+            left_out=[steps[0], steps[-1]],
+            why=streak.why,
+            number=len(before) + 1,
+        )
     log.say(
         f"rollback {len(before) + 1} of at most {rule.most}: steps {list(streak.steps)} were "
         f"skipped ({streak.why}). Going back to step {target}; steps {steps[0]} to {steps[-1]} "

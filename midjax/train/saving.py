@@ -2,7 +2,7 @@
 """What a checkpoint of a run holds: arrays, the position in the data, and the facts about both."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grain
@@ -23,6 +23,7 @@ def save(
     step: int,
     state: step_lib.TrainState,
     skipped_in_a_row: Sequence[int],
+    settle: Callable[[], None],
 ) -> None:
     """Starts saving the state after update `step`, with all that a run from it must know.
 
@@ -30,6 +31,7 @@ def save(
       prepared, store: of the run.
       step, state: after the update.
       skipped_in_a_row: the newest updates, if they were skipped.
+      settle: see `checkpoint.Store.save`.
     """
     parts = restore.saved_parts(state)
     count = int(state.schedule_count)
@@ -62,7 +64,7 @@ def save(
     recipe = lineage.recipe_of(run_dir)
     own = lineage.stage(run_dir, step, data=data, facts=facts, recipe=recipe)
     facts["lineage"] = lineage.extended(prepared.origin.ancestors, own)
-    store.save(step, **items(state), data=data, facts=facts)
+    store.save(step, **items(state), data=data, facts=facts, settle=settle)
 
 
 def items(state: step_lib.TrainState) -> dict[str, Any]:

@@ -42,7 +42,7 @@ KEEP = checkpoint.Keep(every_steps=4, last=9, forever_every_steps=None)
             "goes back 25 updates or more, and 9 checkpoints every 4 updates reach back 24",
         ),
         ({"data": tiny.data(TOKENS, row_tokens=32)}, "row_tokens = 32 is above the model's cont"),
-        ({"run_dir": "gs://bucket/run"}, "local disks only"),
+        ({"run_dir": "s3://bucket/run"}, "Google Cloud Storage .gs://BUCKET/FOLDER"),
     ],
 )
 def test_bad_numbers(tmp_path, change, message):

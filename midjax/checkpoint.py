@@ -239,10 +239,8 @@ def _reaching(place: str, *others: type[Exception]) -> Iterator[None]:
     """Makes a `StorageError` of what the storage raises; `others` are left as they are."""
     try:
         yield
-    except (CheckpointError, *others):
-        raise
     except Exception as error:
-        if not storage.is_of_storage(error):
+        if isinstance(error, (CheckpointError, *others)) or not storage.is_of_storage(error):
             raise
         raise StorageError(f"{place}: {type(error).__name__}: {error}") from error
 

@@ -95,3 +95,9 @@ def test_a_package_that_is_not_there_is_named_before_the_run(monkeypatch):
     tools.check(())
     with pytest.raises(ValueError, match=r"Trackio.*trackio is not.*midjax\[trackio\]"):
         tools.check((tools.Trackio(project="p"),))
+
+
+def test_programs_that_know_local_files_only_write_beside_the_working_folder_for_a_bucket(run):
+    assert run.folder == run.run_dir
+    far = dataclasses.replace(run, run_dir="gs://bucket/runs/one")
+    assert far.folder == "midjax-trackers/bucket/runs/one" and far.name == "one"

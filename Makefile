@@ -19,7 +19,7 @@ asked = $(if $(filter-out file,$(origin PYTHON)),$(call version,$(PYTHON)))
 installed = $(call version,$(BIN)/python)
 
 .PHONY: help demo test lint bench-data bench-import bench-long-context bench-low-precision bench-train \
-  check-launch pods clean check-python
+  plan-memory plan-published check-launch pods clean check-python
 .DEFAULT_GOAL := help
 
 help:
@@ -30,6 +30,8 @@ help:
 	@echo "make bench-import         host memory of importing and exporting a 1B checkpoint"
 	@echo "make bench-long-context   memory of Llama-3.1-8B at 131,072 tokens, by the TPU's compiler"
 	@echo "make bench-low-precision  which products a TPU computes in 8 bits, by its compiler"
+	@echo "make plan-memory          does the TPU's compiler run out of memory where midjax plan says so"
+	@echo "make plan-published       what midjax plan says of runs whose utilisation others have published"
 	@echo "make bench-train          the train step against Levanter, MaxText and PyTorch; start-up; the loop"
 	@echo "make check-launch         what midjax launch prints, by gcloud's linter, xpk, shellcheck and hadolint"
 	@echo "make pods     tpu/pods/*.env from midjax/hardware/"
@@ -58,6 +60,12 @@ bench-long-context: $(STAMPS)/tpu
 
 bench-low-precision: $(STAMPS)/tpu
 	$(BIN)/python tests/bench/low_precision_tpu.py
+
+plan-memory: $(STAMPS)/tpu
+	$(BIN)/python tests/bench/plan_memory.py
+
+plan-published: $(STAMPS)/tpu
+	$(BIN)/python tests/bench/plan_published.py
 
 bench-train: $(STAMPS)/test $(STAMPS)/levanter $(STAMPS)/maxtext
 	$(BIN)/python tests/bench/train_speed.py

@@ -246,7 +246,8 @@ to expect; and for all of Train.train_tokens: time, chip-hours, cost, checkpoint
   --search        tries meshes, microbatches and remat policies, and prints the best as overrides
 --gin.Class.field=VALUE holds for every stage; --gin.Plan.field=VALUE for the plan: see
 `midjax show plan`. What does not fit is a row that says how much is missing. Compiled steps are
-kept in ~/.cache/midjax/plan: the same plan again takes seconds. Writes Plan.output/plan.json.
+kept in ~/.cache/midjax/plan: the same plan again takes seconds. Writes Plan.output: plan.html, with
+memory over a step and the roofline, and plan.json.
 All of it is a prediction, and none a measurement.""",
     ),
     "launch": Verb(

@@ -23,6 +23,7 @@ def run(arguments: list[str]) -> None:
     from midjax import config, log
     from midjax.plan import compiler, table
     from midjax.plan import run as run_lib
+    from midjax.report import plan_page
 
     # Shapes are all that is made here: no chip of this machine is taken, or waited for.
     jax.config.update("jax_platforms", "cpu")
@@ -30,6 +31,7 @@ def run(arguments: list[str]) -> None:
         planned = run_lib.run(root, stages, made)
     config.save(root, root.output)
     where = run_lib.write(root, planned)
+    page = plan_page.write(run_lib.to_json(root, planned), f"{root.output}/plan.html")
     print(
         table.text(
             planned.stages,
@@ -38,7 +40,10 @@ def run(arguments: list[str]) -> None:
             versions=planned.versions,
         )
     )
-    log.say(f"written to {where}; {planned.compilations} steps were compiled, the rest was kept")
+    log.say(
+        f"written to {where} and {page}; {planned.compilations} steps were compiled, the rest was "
+        "kept"
+    )
     if refusals := planned.refusals:
         raise ValueError("not planned:\n  " + "\n  ".join(refusals))
 
@@ -71,8 +76,8 @@ def load(arguments: list[str]) -> tuple[Any, list[tuple[str, Any]]]:
     root = config.load("plan", [_DEFAULTS, *gin_files], [*bindings, *asked])
     # What was said of the recipe on the command line holds for every stage.
     shared = [line for line in bindings if not line.startswith(("Plan.", "Search."))]
-    later = [(_name(file), config.load("train", [file], shared)) for file in root.later]
-    return root, [(_name(gin_files[0]), root.train), *later]
+    stages = [root.train, *(config.load("train", [file], shared) for file in root.later)]
+    return root, _named(stages)
 
 
 def _prices(given: Sequence[str]) -> float | dict[str, float]:
@@ -94,5 +99,10 @@ def _price(root: Any, slice_name: str) -> float | None:
     return root.price(slices.parse(slice_name).chip.name)
 
 
-def _name(gin_file: str) -> str:
-    return pathlib.PurePath(gin_file).stem
+def _named(stages: Sequence[Any]) -> list[tuple[str, Any]]:
+    """Each by the last part of its run directory, which tells two with the same apart by number."""
+    names = [pathlib.PurePath(stage.run_dir).name for stage in stages]
+    return [
+        (name if names.count(name) == 1 else f"{name} {number}", stage)
+        for number, (name, stage) in enumerate(zip(names, stages, strict=True), 1)
+    ]

@@ -16,7 +16,7 @@ EXTEND = "gin/recipes/demo_extend.gin"
 def test_any_recipe_of_train_is_one_of_plan():
     root, stages = plan_verb.load([MIDTRAIN, "--slice=v5e-4", "--gin.Mesh.fsdp=4"])
     assert root.slices == ("v5e-4",) and root.search is None and root.prices is None
-    assert [name for name, _ in stages] == ["demo_midtrain"]
+    assert [name for name, _ in stages] == ["midtrain"]
     assert root.train is stages[0][1] and root.train.mesh.fsdp == 4
 
 
@@ -25,7 +25,7 @@ def test_later_stages_take_the_same_overrides():
     root, stages = plan_verb.load(
         [*arguments, "--gin.Mesh.fsdp=2", "--gin.Plan.output=x", "--search", "--price=v5e:1.2"]
     )
-    assert [name for name, _ in stages] == ["demo_midtrain", "demo_extend"]
+    assert [name for name, _ in stages] == ["midtrain", "extend"]
     assert [config.mesh.fsdp for _, config in stages] == [2, 2]
     assert stages[1][1].data.row_tokens > stages[0][1].data.row_tokens
     assert root.search is not None and root.prices == {"v5e": 1.2} and root.output == "x"
@@ -58,9 +58,10 @@ def test_a_plan_from_the_command_line(tmp_path, capsys, monkeypatch):
     ]  # fmt: skip
     assert main.main(arguments) == 0
     said = capsys.readouterr().out
-    assert "demo_midtrain" in said and "Nothing was measured" in said and "USD" in said
+    assert "midtrain" in said and "Nothing was measured" in said and "USD" in said
     read = json.loads((tmp_path / "plan" / "plan.json").read_text())
     assert read["stages"][0]["steps"][0]["mesh"] == {"fsdp": 4}
+    assert "</html>" in (tmp_path / "plan" / "plan.html").read_text()
     # A mesh that does not fit is a row, and exit code 2 when all is written.
     assert main.main([*arguments, "--gin.Mesh.fsdp=3"]) == 2
     found = capsys.readouterr()

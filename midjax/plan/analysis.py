@@ -12,7 +12,7 @@ from typing import Any
 
 from midjax import files
 from midjax.hardware import slices as slices_lib
-from midjax.plan import buffers, compiler, cost, groups, hlo, memory
+from midjax.plan import buffers, compiler, cost, groups, hlo, memory, roofline
 
 _LARGEST = 40  # parts of memory that are told one by one
 
@@ -49,6 +49,7 @@ class Found:
       collectives: axis of the mesh -> bytes_sent, seconds, hidden_seconds, exposed_seconds.
       hidden_host_seconds, host_transfer_bytes: of copies to and from the host.
       matrix_flops, kernel_flops: that the hardware does.
+      roofline: instructions that take the longest, see `roofline.Point`.
       notes: what could not be told, and how often.
     """
 
@@ -67,6 +68,7 @@ class Found:
     host_transfer_bytes: float
     matrix_flops: float
     kernel_flops: float
+    roofline: Sequence[Mapping[str, Any]]
     notes: Mapping[str, int]
 
 
@@ -113,6 +115,7 @@ def _find(made: compiler.Compiled, slice_: slices_lib.Slice, knobs: Knobs) -> Fo
         host_transfer_bytes=judged.host_bytes,
         matrix_flops=judged.matrix_flops,
         kernel_flops=judged.kernel_flops,
+        roofline=[dataclasses.asdict(one) for one in roofline.points(module, judged)],
         notes=dict(judged.notes),
     )
 

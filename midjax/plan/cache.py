@@ -39,7 +39,14 @@ _NOT_COMPILED = (
 )
 TEXTS = ("text", "buffers", "live_ranges")
 # What makes the program, of this package.
-_SOURCES = ("model", "train", "batches/batch.py", "plan/program.py", "plan/dump.py")
+_SOURCES = (
+    "hardware",
+    "model",
+    "train",
+    "batches/batch.py",
+    "plan/program.py",
+    "plan/dump.py",
+)
 
 
 def folder(asked: str | None) -> pathlib.Path:

@@ -87,14 +87,17 @@ def of(
     rows = max(config.data.batch_sizes)
     policies = list(itertools.product(search.remat, search.state_sharding, search.state_memory))
     left_out: collections.Counter[str] = collections.Counter()
+    sizes = rough.Sizes(config)
     fitting = []
     size = 0
     for mesh in meshes(search.axes, slice_.chips):
         parts = _parts(search.microbatches, rows, mesh)
         size += max(len(parts), 1) * len(policies)
-        reason = _reason(config, slice_, mesh, rows) or ("" if parts else "the batch is too small")
+        reason = _reason(config, sizes, slice_, mesh, rows) or (
+            "" if parts else "the batch is too small"
+        )
         if reason:
-            left_out[f"{reason}"] += max(len(parts), 1) * len(policies)
+            left_out[reason] += max(len(parts), 1) * len(policies)
         else:
             fitting.append((mesh, parts))
     settings: list[tuple[Setting, rough.Rough]] = []
@@ -116,7 +119,7 @@ def of(
             if split == "over_data" and mesh["data"] == 1:
                 left_out["there is one copy of the model, and nothing to split over"] += 1
                 continue
-            guess = rough.of(setting.of(config), slice_, mesh, rows)
+            guess = rough.of(setting.of(config), sizes, slice_, mesh, rows)
             if guess.least_bytes > usable_bytes:
                 left_out["parameters, moments and what is saved are more than a chip has"] += 1
                 continue
@@ -153,7 +156,11 @@ def _parts(asked: Sequence[int] | None, rows: int, mesh: Mapping[str, int]) -> l
 
 
 def _reason(
-    config: train_lib.Train, slice_: slices_lib.Slice, mesh: Mapping[str, int], rows: int
+    config: train_lib.Train,
+    sizes: rough.Sizes,
+    slice_: slices_lib.Slice,
+    mesh: Mapping[str, int],
+    rows: int,
 ) -> str:
     """Why a mesh is none for this recipe; empty where it is one."""
     model = config.model
@@ -165,7 +172,7 @@ def _reason(
         return "the batch does not divide over data, fsdp and expert"
     try:
         context.order(config.data.row_tokens, context.shards(mesh))
-        rough.state_bytes(config, mesh)
+        sizes.on_chip(mesh, config.state_sharding)
         sharding.check_divides("heads", (model.heads,), ("heads",), mesh)
     except ValueError:
         return "heads, widths, experts or rows do not divide over the mesh"

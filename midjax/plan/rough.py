@@ -46,15 +46,82 @@ class Rough:
     seconds: float
 
 
+class Sizes:
+    """The arrays of a recipe's state, looked up once for all of its settings.
+
+    Args:
+      config: the recipe; mesh, parts and policies are not looked at.
+    """
+
+    def __init__(self, config: train_lib.Train) -> None:
+        shapes = transformer.abstract(config.model)
+        axes = transformer.logical_axes(config.model)
+        moments = jax.eval_shape(optimizer_lib.make(config.optimizer).init, shapes)
+        moment_axes = optimizer_lib.logical_axes(config.optimizer, axes, shapes)
+        self._params, self._moments = _arrays(shapes, axes), _arrays(moments, moment_axes)
+        self.numbers = sum(math.prod(one.shape) for one in self._params)
+
+    def on_chip(self, mesh: Mapping[str, int], split: str) -> dict[str, float]:
+        """Bytes on a chip of "params" and "moments", padding aside.
+
+        Args:
+          mesh: axis -> devices.
+          split: `Train.state_sharding`.
+
+        Raises:
+          ValueError: an array does not divide over the mesh.
+        """
+        over = mesh["data"] if split == "over_data" else 1
+        return {
+            "params": sum(one.on_chip(mesh) for one in self._params),
+            "moments": sum(one.on_chip(mesh) for one in self._moments) / over,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Array:
+    """One array of the state."""
+
+    name: str
+    shape: tuple[int, ...]
+    itemsize: int
+    axes: sharding.Axes
+
+    def on_chip(self, mesh: Mapping[str, int]) -> float:
+        sharding.check_divides(self.name, self.shape, self.axes, mesh)
+        spec = sharding.spec(self.axes, self.shape, mesh)
+        names = [n for entry in spec for n in ((entry,) if isinstance(entry, str) else entry or ())]
+        whole = math.prod(self.shape) * self.itemsize
+        return whole / math.prod(mesh[name] for name in names)
+
+
+def _arrays(shapes: Any, axes: Any) -> list[_Array]:
+    found: list[_Array] = []
+
+    def add(path: Any, leaf_axes: sharding.Axes, leaf: Any) -> None:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        found.append(_Array(name, tuple(leaf.shape), leaf.dtype.itemsize, leaf_axes))
+
+    def is_axes(node: Any) -> bool:
+        return isinstance(node, tuple)
+
+    jax.tree_util.tree_map_with_path(add, axes, shapes, is_leaf=is_axes)
+    return found
+
+
 def of(
-    config: train_lib.Train, slice_: slices_lib.Slice, mesh: Mapping[str, int], rows: int
+    config: train_lib.Train,
+    sizes: Sizes,
+    slice_: slices_lib.Slice,
+    mesh: Mapping[str, int],
+    rows: int,
 ) -> Rough:
     """The setting that a recipe is, on a mesh whose axes are all there."""
     model = config.model
     parts = config.parts(rows)
     shards = mesh["data"] * mesh["fsdp"] * mesh["expert"]
     tokens = rows * config.data.row_tokens / shards / mesh["context"]  # of a chip and step
-    state = state_bytes(config, mesh)
+    state = sizes.on_chip(mesh, config.state_sharding)
     saved, offloaded = _saved(model, mesh["tensor"])
     held = tokens / parts * model.layers * saved
     sums = state["params"] if parts > 1 else 0.0  # gradients summed over the parts
@@ -71,45 +138,11 @@ def of(
     host = 2 * tokens * model.layers * offloaded / slice_.chip.host_bytes_per_second
     if config.state_memory == "pinned_host":
         host += 2 * state["moments"] / slice_.chip.host_bytes_per_second
-    transfers = _transfers(config, slice_, mesh, tokens, parts)
+    transfers = _transfers(config, sizes.numbers, slice_, mesh, tokens, parts)
     return Rough(
         least_bytes=state["params"] + moments + sums + held,
         seconds=max(compute, host) + transfers,
     )
-
-
-def state_bytes(config: train_lib.Train, mesh: Mapping[str, int]) -> dict[str, float]:
-    """Bytes on a chip of "params" and "moments", padding aside.
-
-    Raises:
-      ValueError: an array does not divide over the mesh.
-    """
-    shapes = transformer.abstract(config.model)
-    axes = transformer.logical_axes(config.model)
-    optimizer = optimizer_lib.make(config.optimizer)
-    moments = jax.eval_shape(optimizer.init, shapes)
-    moment_axes = optimizer_lib.logical_axes(config.optimizer, axes, shapes)
-    over = mesh["data"] if config.state_sharding == "over_data" else 1
-    return {
-        "params": _local(shapes, axes, mesh),
-        "moments": _local(moments, moment_axes, mesh) / over,
-    }
-
-
-def _local(shapes: Any, axes: Any, mesh: Mapping[str, int]) -> float:
-    total = 0.0
-
-    def add(path: Any, leaf_axes: sharding.Axes, leaf: Any) -> None:
-        nonlocal total
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        sharding.check_divides(name, leaf.shape, leaf_axes, mesh)
-        spec = sharding.spec(leaf_axes, leaf.shape, mesh)
-        names = [n for entry in spec for n in ((entry,) if isinstance(entry, str) else entry or ())]
-        total += leaf.size * leaf.dtype.itemsize / math.prod(mesh[name] for name in names)
-
-    is_axes = lambda node: isinstance(node, tuple)  # noqa: E731
-    jax.tree_util.tree_map_with_path(add, axes, shapes, is_leaf=is_axes)
-    return total
 
 
 def _saved(model: architecture.TransformerConfig, tensor: int) -> tuple[float, float]:
@@ -135,6 +168,7 @@ def _saved(model: architecture.TransformerConfig, tensor: int) -> tuple[float, f
 
 def _transfers(
     config: train_lib.Train,
+    whole: int,
     slice_: slices_lib.Slice,
     mesh: Mapping[str, int],
     tokens: float,
@@ -144,7 +178,6 @@ def _transfers(
     model, chip = config.model, slice_.chip
     link = 2 * chip.link_bytes_per_second * _LINKS
     gathered = mesh["fsdp"] * mesh["context"] * mesh["expert"]
-    whole = sum(leaf.size for leaf in jax.tree.leaves(transformer.abstract(model)))
     size = _BYTES[model.compute_dtype]
     total = 0.0
     if gathered > 1:  # forward, backward, and gradients, of each part

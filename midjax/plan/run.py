@@ -8,7 +8,7 @@ from typing import Any
 import midjax
 from midjax import files
 from midjax.hardware import slices as slices_lib
-from midjax.plan import analysis, compiler, predict, program, table
+from midjax.plan import analysis, compiler, predict, program, published, table
 from midjax.plan import recipe as recipe_lib
 from midjax.plan import search as search_lib
 from midjax.train import recipe as train_lib
@@ -136,10 +136,25 @@ def to_json(root: recipe_lib.Plan, planned: Planned) -> dict[str, Any]:
     return {
         "midjax": midjax.__version__,
         "is": "a prediction by the TPU's compiler and a model of the chip; nothing was measured",
+        "error": published.sentence(),
         "versions": dict(planned.versions),
         "assumptions": dataclasses.asdict(knobs(root)),
+        "slices": {name: _slice(root, slices_lib.parse(name)) for name in root.slices},
         "stages": [dataclasses.asdict(stage) for stage in planned.stages],
         "searches": [dataclasses.asdict(one) for one in planned.searches],
+    }
+
+
+def _slice(root: recipe_lib.Plan, one: slices_lib.Slice) -> dict[str, Any]:
+    chip = one.chip
+    return {
+        "chips": one.chips,
+        "hosts": one.hosts,
+        "torus": one.torus_name,
+        "flops_per_second": chip.bf16_flops_per_second,
+        "hbm_bytes_per_second": chip.hbm_bytes_per_second,
+        "usable_hbm_bytes": chip.usable_hbm_bytes,
+        "usd_per_chip_hour": root.price(chip.name),
     }
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which mesh, microbatches and remat: settings compiled, best guess first, and the front of them.
 
-The rough model orders the grid; what has been compiled corrects it, mesh by mesh. Nothing that the
-model says is reported: every row is a compiled program.
+The rough model orders the grid; what has been compiled corrects it, mesh by mesh and policy by
+policy. Nothing that the model says is reported: every row is a compiled program.
 """
 
 import collections
@@ -122,33 +122,48 @@ def compiled(
     return rows, dict(skipped)
 
 
+_Guessed = tuple[grid.Setting, rough.Rough]
+
+
 def _next(
-    left: Sequence[tuple[grid.Setting, rough.Rough]],
+    left: Sequence[_Guessed],
     rows: Sequence[Row],
-    settings: Sequence[tuple[grid.Setting, rough.Rough]],
+    settings: Sequence[_Guessed],
     by_memory: bool,
-) -> tuple[grid.Setting, rough.Rough]:
-    """The fastest by the corrected guess; or, of those that hold less, the fastest of the leaner
-    half."""
+) -> _Guessed:
+    """The fastest by the corrected guess: first one of each policy, so that each is corrected, then
+    of all; or, where asked, of those that hold less than any that fits."""
+    seconds = _corrected(rows, settings)
+    tried = {row.setting.remat for row in rows}
+    untried = [one for one in left if one[0].remat not in tried]
+    fits = [row for row in rows if row.step.outcome == "fits"]
+    if untried:
+        left = untried
+    elif by_memory and fits:
+        guesses = {id(setting): guess for setting, guess in settings}
+        least = min(guesses[id(row.setting)].least_bytes for row in fits)
+        left = [one for one in left if one[1].least_bytes < least] or left
+    return min(left, key=seconds)
+
+
+def _corrected(rows: Sequence[Row], settings: Sequence[_Guessed]) -> Callable[[_Guessed], float]:
+    """A guess times how wrong those of its mesh and of its policy were."""
     guesses = {id(setting): guess for setting, guess in settings}
-    factors: dict[str, list[float]] = collections.defaultdict(list)
+    ratios: dict[str, list[float]] = collections.defaultdict(list)
     for row in rows:
         if row.step.found is not None:
             ratio = row.step.found.step_seconds / guesses[id(row.setting)].seconds
-            factors[_mesh(row.setting)].append(ratio)
-    every = [ratio for of_mesh in factors.values() for ratio in of_mesh]
-    usual = sum(every) / len(every) if every else 1.0
+            for name in ("", _mesh(row.setting), row.setting.remat):
+                ratios[name].append(ratio)
+    means = {name: sum(some) / len(some) for name, some in ratios.items()}
+    usual = means.get("", 1.0)
 
-    def seconds(one: tuple[grid.Setting, rough.Rough]) -> float:
-        own = factors.get(_mesh(one[0]))
-        return one[1].seconds * (sum(own) / len(own) if own else usual)
+    def seconds(one: _Guessed) -> float:
+        setting, guess = one
+        own = [means.get(name, usual) / usual for name in (_mesh(setting), setting.remat)]
+        return guess.seconds * usual * own[0] * own[1]
 
-    fits = [row for row in rows if row.step.outcome == "fits"]
-    if by_memory and fits:
-        least = min(guesses[id(row.setting)].least_bytes for row in fits)
-        leaner = [one for one in left if one[1].least_bytes < least]
-        left = leaner or left
-    return min(left, key=seconds)
+    return seconds
 
 
 def _mesh(setting: grid.Setting) -> str:

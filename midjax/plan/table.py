@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A plan as plain text: aligned columns, and under each row what fills memory and time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from midjax import units
 from midjax.hardware import slices as slices_lib
 from midjax.model import sharding
-from midjax.plan import predict
+from midjax.plan import predict, published
 from midjax.plan import search as search_lib
 from midjax.train import recipe as train_lib
 
@@ -24,6 +24,7 @@ _HEADINGS = (
     "chip-hours",
     "USD",
 )
+_LEAST_SHARE = 0.005
 _PLAIN = ("as_params", "device")
 _LEFT = 5  # columns of words; the rest are numbers
 
@@ -44,7 +45,8 @@ def text(
     """
     lines = [
         f"Predicted by the TPU's compiler (libtpu {versions['libtpu']}, jax {versions['jax']}) and "
-        "a model of the chip. Nothing was measured."
+        "a model of the chip. Nothing was measured.",
+        published.sentence(),
     ]
     for name in dict.fromkeys(stage.slice for stage in stages):
         of_slice = [stage for stage in stages if stage.slice == name]
@@ -157,7 +159,8 @@ def _details(stage: predict.Stage, step: predict.Step, *, last: bool) -> list[st
         if found.host_transfer_bytes:
             lines.append(
                 f"host: {gigabytes(found.host_transfer_bytes)} to and fro, "
-                f"{seconds(found.hidden_host_seconds)} of it hidden"
+                f"{seconds(found.hidden_host_seconds)} of it hidden; "
+                f"{gigabytes(found.host_bytes)} of its memory for each chip"
             )
         flops = found.matrix_flops + found.kernel_flops
         lines.append(
@@ -171,9 +174,11 @@ def _details(stage: predict.Stage, step: predict.Step, *, last: bool) -> list[st
     return lines
 
 
-def _sum(what: str, parts: Mapping[str, float], whole: float, say) -> str:  # type: ignore[no-untyped-def]
-    """`what: a 1.2, b 0.3 = 1.5`, the largest first."""
-    shown = sorted(((v, k) for k, v in parts.items() if v), reverse=True)
+def _sum(what: str, parts: Mapping[str, float], whole: float, say: Callable[[float], str]) -> str:
+    """`what: a 1.2 GB, b 0.3 GB = 1.5 GB`, the largest first, those under half a percent as one."""
+    shown = sorted(((v, k) for k, v in parts.items() if v >= _LEAST_SHARE * whole), reverse=True)
+    small = [v for v in parts.values() if 0 < v < _LEAST_SHARE * whole]
+    shown += [(sum(small), "the rest")] if small else []
     return f"{what}: " + ", ".join(f"{k} {say(v)}" for v, k in shown) + f" = {say(whole)}"
 
 
@@ -204,7 +209,9 @@ def gigabytes(amount: float) -> str:
 
 def seconds(amount: float) -> str:
     """`3.21 s`, or milliseconds below one."""
-    return f"{amount:.2f} s" if amount >= 1 else f"{1e3 * amount:.3g} ms"
+    if amount >= 1:
+        return f"{amount:.2f} s"
+    return f"{1e3 * amount:.3g} ms" if amount >= 1e-6 or not amount else "< 1 us"
 
 
 def _many(count: int, what: str) -> str:

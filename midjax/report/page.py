@@ -18,7 +18,7 @@ from rich import table as rich_table
 from midjax import files
 from midjax.report import figure, goodput_plot, needle_plot, plots, records, summary, training
 
-TEMPLATE = "template.html.j2"
+TEMPLATE, STYLE = "template.html.j2", "style.css"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,6 +132,11 @@ def terminal_table(config: Report) -> str:
     return "\n".join(["bits per byte of held-out text, lower is better", "", *lines, "", *said, ""])
 
 
+def style() -> markupsafe.Markup:
+    """The style sheet of every page."""
+    return markupsafe.Markup(importlib.resources.files("midjax.report").joinpath(STYLE).read_text())
+
+
 def _comparison(config: Report) -> tuple[list[records.Column], summary.Comparison]:
     columns = [records.read_column(label, path) for label, path in config.columns]
     return columns, summary.compare(
@@ -185,6 +190,7 @@ def _render(
     sources = sorted({name for run in runs for name in run.sources})
     colors = {name: index for index, name in enumerate(sources)}
     return environment.from_string(source).render(
+        style=style(),
         config=config,
         comparison=comparison,
         headings=_headings(comparison),

@@ -19,7 +19,6 @@ from midjax.trackers import tools as trackers_lib
 from midjax.train import (
     announce,
     goodput,
-    placement,
     preemption,
     program,
     restore,
@@ -95,11 +94,7 @@ def _prepared(config: recipe_lib.Train) -> tuple[prepare_lib.Prepared, jax.shard
     prepared = prepare_lib.prepare(config)
     rollback.check_rows(prepared)
     mesh = sharding.make(config.mesh)
-    placement.check(mesh, config.state_memory)
-    for rows in set(prepared.timeline.sizes().values()):
-        part = (rows // config.parts(rows),)
-        sharding.check_divides("A microbatch", part, ("batch",), mesh.shape)
-    context.order(config.data.row_tokens, context.shards(mesh.shape))  # or is refused
+    program.check(config, mesh, set(prepared.timeline.sizes().values()))
     return prepared, mesh
 
 

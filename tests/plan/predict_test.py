@@ -18,7 +18,7 @@ def found(**kwargs) -> analysis.Found:
         "positions": 1, "peak_position": 0, "peak_op_name": "", "host_bytes": 0,
         "step_seconds": 0.5, "parts": {"matrix": 0.5}, "collectives": {},
         "hidden_host_seconds": 0.0, "host_transfer_bytes": 0.0, "matrix_flops": 1e9,
-        "kernel_flops": 0.0, "notes": {},
+        "kernel_flops": 0.0, "roofline": (), "notes": {},
     }  # fmt: skip
     return analysis.Found(**(given | kwargs))
 

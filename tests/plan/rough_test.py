@@ -14,7 +14,7 @@ MESH = {"data": 1, "fsdp": 4, "context": 1, "expert": 1, "tensor": 1}
 
 
 def of(config, mesh=MESH, rows=4):
-    return rough.of(config, FOUR, mesh, rows)
+    return rough.of(config, rough.Sizes(config), FOUR, mesh, rows)
 
 
 def policy(name, **kwargs):
@@ -27,7 +27,7 @@ def test_the_state_is_what_the_compiler_holds(made):
     options = flags.as_compiler_options(flags.flags("v5e"))
     compiled = made.compile(config, FOUR, 4, options, "a test")
     sizes = compiled.record["argument_bytes"]
-    state = rough.state_bytes(config, MESH)
+    state = rough.Sizes(config).on_chip(MESH, "as_params")
     for name, prefix in (("params", "state/params/"), ("moments", "state/opt_state/")):
         held = sum(size for path, size in sizes.items() if path.startswith(prefix))
         assert state[name] == held
@@ -51,4 +51,4 @@ def test_parts_cost_gathers_and_save_activations():
 
 def test_an_array_that_does_not_divide_is_told():
     with pytest.raises(ValueError, match="does not divide"):
-        rough.state_bytes(plan_recipes.train(), MESH | {"tensor": 3})
+        rough.Sizes(plan_recipes.train()).on_chip(MESH | {"tensor": 3}, "as_params")

@@ -2,6 +2,7 @@
 """Whole plans: what fits, what does not and by how much, and what is kept."""
 
 import json
+import math
 
 import plan_recipes
 import pytest
@@ -20,17 +21,21 @@ def planned(made, root, *stages):
 
 
 def test_memory_is_refused_where_the_compiler_refuses_it(made):
-    """A chip of 8 MiB: 4 rows fit, by the plan's own figure, and 64 are told with what is missing.
+    """By the plan's own figure: with a little more than it the program is taken, with a little less
+    it is refused, and the plan says by how much."""
+    config = plan_recipes.train(rows=16)
+    (free,) = run.plan_stage(plan_recipes.plan(), "free", config, FOUR, made).steps
+    peak = free.found.peak_bytes / 2**20
 
-    The compiler's sums, from which the figure comes, have its scratch space of 4 MiB twice.
-    """
-    small = plan_recipes.plan(compiler_flags="--xla_tpu_max_hbm_size_mib=8")
-    fits = run.plan_stage(small, "small", plan_recipes.train(rows=4), FOUR, made)
-    large = run.plan_stage(small, "large", plan_recipes.train(rows=64), FOUR, made)
-    (step,) = fits.steps
-    assert step.outcome == "fits" and step.found.peak_bytes <= (8 + 4) << 20
-    (step,) = large.steps
-    assert step.outcome == "out of memory" and step.missing_bytes > 0 and large.seconds is None
+    def within(mebibytes):
+        limit = plan_recipes.plan(compiler_flags=f"--xla_tpu_max_hbm_size_mib={mebibytes}")
+        return run.plan_stage(limit, "limited", config, FOUR, made)
+
+    assert within(math.ceil(peak) + 1).fits
+    lacking = within(math.floor(peak) - 1)
+    (step,) = lacking.steps
+    assert step.outcome == "out of memory" and lacking.seconds is None
+    assert 0 < step.missing_bytes < 3 * 2**20
 
 
 def test_every_size_of_batch_is_a_step_and_every_stage_a_row(made):

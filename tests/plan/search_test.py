@@ -25,7 +25,7 @@ def found(seconds, peak) -> analysis.Found:
         peak_bytes=peak, memory={}, largest=(), timeline=(), positions=0, peak_position=0,
         peak_op_name="", host_bytes=0, step_seconds=seconds, parts={}, collectives={},
         hidden_host_seconds=0.0, host_transfer_bytes=0.0, matrix_flops=0.0, kernel_flops=0.0,
-        notes={},
+        roofline=(), notes={},
     )  # fmt: skip
 
 

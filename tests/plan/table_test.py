@@ -11,8 +11,12 @@ VERSIONS = {"libtpu": "0.0.42.1", "jax": "0.10.2"}
 def found() -> analysis.Found:
     return analysis.Found(
         peak_bytes=12_000_000_000,
-        memory={"parameters": 4_000_000_000, "gradients": 8_000_000_000, "batch": 0},
-        largest=(), timeline=(), positions=0, peak_position=0, peak_op_name="", host_bytes=0,
+        memory={
+            "parameters": 4_000_000_000, "gradients": 7_990_000_000, "batch": 6_000_000,
+            "constants": 4_000_000, "new results": 0,
+        },
+        largest=(), timeline=(), positions=0, peak_position=0, peak_op_name="",
+        host_bytes=3_000_000_000,
         step_seconds=2.0, parts={"matrix": 1.5, "vector": 0.4, "collectives": 0.1, "host": 0.0},
         collectives={
             "fsdp": {
@@ -20,7 +24,7 @@ def found() -> analysis.Found:
             },
         },
         hidden_host_seconds=0.5, host_transfer_bytes=6e9, matrix_flops=3e14, kernel_flops=1e14,
-        notes={},
+        roofline=(), notes={},
     )  # fmt: skip
 
 
@@ -54,10 +58,10 @@ def test_a_row_says_all_and_its_parts_add_up():
     (row,) = (line for line in said.splitlines() if line.startswith("anneal"))
     for cell in ("64 x 8,192", "data 2 x fsdp 32", "12.00 GB", "2.00 s", "262K", "45.7 %", "0.4"):
         assert cell in row
-    assert "memory: gradients 8.00 GB, parameters 4.00 GB = 12.00 GB" in said
+    assert "memory: gradients 7.99 GB, parameters 4.00 GB, the rest 10 MB = 12.00 GB" in said
     assert "step: matrix 1.50 s, vector 400 ms, collectives 100 ms = 2.00 s" in said
     assert "collectives over fsdp: 300 ms for 3.00 GB, 200 ms of it hidden" in said
-    assert "host: 6.00 GB to and fro, 500 ms of it hidden" in said
+    assert "host: 6.00 GB to and fro, 500 ms of it hidden; 3.00 GB of its memory" in said
     assert "300 T of the model, 400 T of the hardware" in said
     assert "checkpoint: 96.00 GB, 2m00s to write" in said
     assert "USD" not in said

@@ -135,7 +135,7 @@ def test_a_resource_of_somebody_else(text):
         ),
         ("HTTPSConnectionPool(host='storage.googleapis.com', port=443): Max retries", False),
         ("ERROR: (gcloud.storage.cat) HTTPError 503: request 404 of 500 in project my-404", False),
-        ("ERROR: credentials file /root/key.json not found", False),
+        ("ERROR: credentials file key.json not found", False),
         ("Unable to connect to the server: dial tcp: lookup cluster: no such host", False),
     ],
 )

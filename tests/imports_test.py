@@ -48,7 +48,7 @@ TABLE: dict[str, set[str]] = {
     "curate": BASE | {"corpora"},
     "synthesize": BASE | {"corpora"},
     "batches": BASE | {"corpora", "mixture"},
-    "evals": BASE | {"batches", "corpora", "mixture", "model"},
+    "evals": BASE | {"batches", "corpora", "mixture", "model", "strict"},
     "train": BASE
     | {
         "mixture",

@@ -12,11 +12,28 @@ prompts --tokenizer--> padded buffer --model, token by token--> continuations
 a model's code --code--> programs --sandbox--> verdicts
 a model's function calls --calls--> right, or why not
 
+tasks/NAME.toml --task--> Task --+
+data folder --task_data--> documents --render--> instances --Engine--> answers
+                                                 instances + answers --metrics.scoring--> scores
+
+    task = tasks.load("arc_easy_rc")                       or the path of a file of your own
+    instances = render.prepare(task, folder)               or render.instances(task, documents)
+    answers = render.ask(engine, instances)                engine: requests.Engine
+    scoring.score(task, instances, answers, judge=...)     judge: judges.of(task, sandbox), of code
+                                                           and function calls only
+
 loss.py      bits per byte and loss by position, each defined by a formula in its docstring
 needle.py    pass keys in long text, with and without the line that tells them
 generate.py  greedy or seeded sampling
 sandbox/     runs model-written code behind walls that were tested, or refuses
 code/        HumanEval, MBPP, infilling, HumanEvalFix, CRUXEval: text -> program to judge
 calls/       function calling, as BFCL matches it
+requests.py  what a task asks of a model, and what the model answers
+tasks/       a file per task: where its data are, prompt, choices, gold answer, metrics, shots
+task.py      loads such a file, strictly; task_parts.py its tables, template.py its templates
+task_data.py the documents, from the user's disk in their public form
+render.py    documents and examples -> requests, byte for byte as OLMES and lm_eval ask them
+metrics/     answers -> numbers, as their authors define them
+judges.py    completions of code and function calls -> right or wrong
 run.py       the root `Eval`: checks, computes, writes run/eval/<name>.json
 """

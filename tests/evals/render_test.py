@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rendered requests against those that OLMES and lm_eval made of the same documents."""
+
+import gzip
+import json
+import pathlib
+import random
+
+import pytest
+
+from midjax.evals import render, requests, task, task_data, task_parts, template
+
+DATA = pathlib.Path(__file__).parents[1] / "data"
+
+
+def given(name):
+    lines = gzip.decompress((DATA / name / "requests.jsonl.gz").read_bytes()).splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def documents(records, subset=""):
+    return [
+        task_data.Document(id=str(number), subset=subset, fields=record)
+        for number, record in enumerate(records)
+    ]
+
+
+@pytest.mark.parametrize("case", given("olmes"), ids=lambda case: case["set"].replace("/", "-"))
+def test_requests_equal_those_of_olmes(case):
+    found = render.instances(
+        task.load(case["task"]),
+        documents(case["documents"]),
+        pool=documents(case["pool"] or ()),
+        shots=case["shots"],
+    )
+    assert sum(len(instance.requests) for instance in found) == len(case["requests"])
+    for number, choice, is_unconditional, context, continuation, label in case["requests"]:
+        instance = found[number]
+        place = choice + len(instance.choices) * is_unconditional
+        wanted = requests.Loglikelihood(
+            context=case["contexts"][context], continuation=continuation
+        )
+        assert instance.requests[place] == wanted
+        if instance.choices:
+            assert instance.gold == label
+
+
+@pytest.mark.parametrize("case", given("lm_eval"), ids=lambda case: case["task"])
+def test_requests_equal_those_of_lm_eval(case):
+    pool = case["pool"] or []
+    if isinstance(pool, dict):  # of a long split, the records that are drawn
+        pool = [pool["records"].get(str(i), {"other": i}) for i in range(pool["length"])]
+    found = render.instances(
+        task.load(case["task"]),
+        documents(case["documents"], case["subset"]),
+        pool=documents(pool, case["subset"]),
+        shots=case["shots"],
+    )
+    for number, place, context, asked in case["requests"]:
+        request = found[number].requests[place]
+        assert request.context == context
+        if isinstance(request, requests.Generate):
+            assert list(request.stop) == asked
+        else:
+            assert request.continuation == asked
+
+
+CHOICE = """
+source = "a test"
+kind = "choice"
+primary = "acc"
+prompt = "Q: {{question}}\\nA:"
+answer = " {{choice}}"
+choices = "options"
+gold = "right"
+metrics = [{ name = "acc" }]
+
+[data]
+path = "x"
+split = "test"
+licence = "none"
+"""
+
+
+def a_task(tmp_path, text):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    return task.load(str(path))
+
+
+def questions(count):
+    return documents(
+        [{"question": f"q{i}", "options": ["a", "b"], "right": i % 2} for i in range(count)]
+    )
+
+
+def shown(instance):
+    return [line[3:] for line in instance.requests[0].context.splitlines() if line[:3] == "Q: "]
+
+
+def test_examples_first_one_draw_and_a_draw_each(tmp_path):
+    asked, pool = questions(3), questions(9)
+    shots = '\n[shots]\ncount = 2\nsplit = "train"\ntake = "{}"\nseed = 7\n'
+    first = render.instances(a_task(tmp_path, CHOICE + shots.format("first")), asked, pool=pool)
+    # The pool holds the same records: what is drawn is not looked at for its split "train".
+    assert shown(first[2]) == ["q0", "q1", "q2"]
+    names = [f"q{i}" for i in range(9)]
+    once = render.instances(a_task(tmp_path, CHOICE + shots.format("sample")), asked, pool=pool)
+    drawn = random.Random(7).sample(names, 2)
+    assert shown(once[2]) == [*[name for name in drawn if name != "q2"], "q2"]
+    each = render.instances(a_task(tmp_path, CHOICE + shots.format("each")), asked, pool=pool)
+    generator = random.Random(7)
+    for i, instance in enumerate(each):
+        drawn = generator.sample(names, 2)
+        assert shown(instance) == [*[name for name in drawn if name != f"q{i}"], f"q{i}"]
+
+
+def test_a_question_is_not_its_own_example_where_the_split_is_the_same(tmp_path):
+    shots = '\n[shots]\ncount = 2\nsplit = "test"\ntake = "first"\n'
+    asked = questions(3)
+    found = render.instances(a_task(tmp_path, CHOICE + shots), asked, pool=asked)
+    assert [shown(instance) for instance in found] == [
+        ["q1", "q2", "q0"],
+        ["q0", "q2", "q1"],
+        ["q0", "q1", "q2"],
+    ]
+
+
+def test_gold_must_be_a_choice(tmp_path):
+    wrong = documents([{"question": "q", "options": ["a", "b"], "right": 2}])
+    with pytest.raises(template.TemplateError, match="Document 0: gold is 2, of 2 choices"):
+        render.instances(a_task(tmp_path, CHOICE), wrong)
+
+
+def test_a_field_that_is_not_there_is_named_with_its_document(tmp_path):
+    wrong = documents([{"options": ["a", "b"], "right": 1}])
+    with pytest.raises(template.TemplateError, match="Document 0: .*'question' is undefined"):
+        render.instances(a_task(tmp_path, CHOICE), wrong)
+
+
+def test_too_few_examples_are_refused(tmp_path):
+    shots = '\n[shots]\ncount = 2\nsplit = "train"\ntake = "first"\n'
+    with pytest.raises(ValueError, match="'train' has 1 documents .* 2 are needed"):
+        render.instances(a_task(tmp_path, CHOICE + shots), questions(1), pool=questions(1))
+
+
+def test_examples_from_a_file_begin_after_the_canary(tmp_path):
+    folder = tmp_path / "bbh"
+    (folder / "bbh").mkdir(parents=True)
+    (folder / "cot-prompts").mkdir()
+    bbh = task.load("bbh")
+    for subset in bbh.subsets:
+        record = {"examples": [{"input": "1 + 1 =", "target": "2"}], "canary": "GUID"}
+        (folder / "bbh" / f"{subset}.json").write_text(json.dumps(record, indent=1))
+        text = f"canary GUID\n-----\nDo {subset}.\n\nQ: 0 + 1 =\nA: It is 1."
+        (folder / "cot-prompts" / f"{subset}.txt").write_text(text)
+    found = render.prepare(bbh, str(tmp_path))
+    assert len(found) == 27 and found[1].subset == "causal_judgement"
+    assert found[1].requests[0].context == (
+        "Do causal_judgement.\n\nQ: 0 + 1 =\nA: It is 1.\n\n"
+        "Q: 1 + 1 =\nA: Let's think step by step.\n"
+    )
+    assert found[1].gold == "2"
+
+
+def test_limit_counts_in_each_subset(tmp_path):
+    mine = a_task(tmp_path, 'subsets = ["u", "v"]\n' + CHOICE + 'subset = "part"\n')
+    records = [
+        {"question": f"q{i}", "options": ["a"], "right": 0, "part": "uv"[i % 2]} for i in range(6)
+    ]
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (tmp_path / "x.jsonl").write_text(lines)
+    found = render.prepare(mine, str(tmp_path), limit=2)
+    assert [instance.id for instance in found] == ["u/0", "u/2", "v/1", "v/3"]
+
+
+def test_variables_may_be_replaced_and_others_are_refused():
+    infilling = task.load("infilling_single_line")
+    record = {"prompt": "a", "suffix": "b", "test": "", "entry_point": "f"}
+    (found,) = render.instances(
+        infilling, documents([record]), variables={"fim_prefix": "<P>", "fim_middle": "<M>"}
+    )
+    assert found.requests[0].context == "<P>a<|fim_suffix|>b<M>"
+    with pytest.raises(ValueError, match="no variable 'prefix'"):
+        render.instances(infilling, documents([record]), variables={"prefix": "<P>"})
+
+
+class Model:
+    """Answers with what it was asked."""
+
+    def loglikelihoods(self, asked):
+        return [
+            requests.Likelihood(nats=-len(a.continuation), greedy=False, tokens=1) for a in asked
+        ]
+
+    def generate(self, asked):
+        return [(request.context,) for request in asked]
+
+
+def test_answers_come_back_to_their_instances():
+    instances = [
+        render.Instance(
+            id=str(i),
+            subset="",
+            requests=tuple(
+                requests.Loglikelihood(context="", continuation="x" * (10 * i + j + 1))
+                for j in range(i + 1)
+            ),
+        )
+        for i in range(3)
+    ]
+    text = requests.Generate(context="hello", stop=(), max_new_tokens=1)
+    instances.insert(1, render.Instance(id="t", subset="", requests=(text,)))
+    answers = render.ask(Model(), instances)
+    assert [[getattr(a, "nats", a) for a in told] for told in answers] == [
+        [-1],
+        [("hello",)],
+        [-11, -12],
+        [-21, -22, -23],
+    ]
+
+
+def test_a_group_is_not_rendered():
+    with pytest.raises(ValueError, match="is a group: render its members"):
+        render.instances(task.load("olmes_rc"), [])
+
+
+def test_seeds_and_counts_of_a_task_reach_its_requests():
+    record = {"prompt": "def f():\n", "test": "", "entry_point": "f"}
+    (found,) = render.instances(task.load("humaneval_pass10"), documents([record]))
+    (request,) = found.requests
+    assert (request.samples, request.temperature, request.top_p) == (20, 0.8, 0.95)
+    assert task_parts.Generation(stop=(), max_new_tokens=3).samples == 1

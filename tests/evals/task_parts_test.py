@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of a task file refuse what makes no sense."""
+
+import pytest
+
+from midjax.evals import task_parts
+
+
+def test_metrics_have_titles():
+    assert task_parts.Metric(name="acc").title == "acc"
+    assert task_parts.Metric(name="pass", k=10).title == "pass@10"
+    assert task_parts.Metric(name="exact_match", label="strict").title == "strict"
+
+
+def test_shots_need_where_to_come_from():
+    with pytest.raises(ValueError, match="count is 2, and there are 1 examples"):
+        task_parts.Shots(count=2, examples=({"a": 1},))
+    with pytest.raises(ValueError, match="needs a split"):
+        task_parts.Shots(count=2, take="first")
+    with pytest.raises(ValueError, match="0 or more"):
+        task_parts.Shots(count=-1)
+
+
+def test_samples_are_of_one_or_more():
+    with pytest.raises(ValueError, match="1 or more, got 0"):
+        task_parts.Sample(count=0)

@@ -28,6 +28,7 @@ generate.py  greedy or seeded sampling
 sandbox/     runs model-written code behind walls that were tested, or refuses
 code/        HumanEval, MBPP, infilling, HumanEvalFix, CRUXEval: text -> program to judge
 calls/       function calling, as BFCL matches it
+agents/      AgentBench's shell tasks in the sandbox, ToolBench on recorded observations
 requests.py  what a task asks of a model, and what the model answers
 tasks/       a file per task: where its data are, prompt, choices, gold answer, metrics, shots
 task.py      loads such a file, strictly; task_parts.py its tables, template.py its templates

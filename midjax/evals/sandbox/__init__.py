@@ -4,6 +4,7 @@
     selftest.open --> run.Sandbox --run(programs)--> verdicts
         |                  |
         |                  +-- bubblewrap, seccomp: the walls;  inside: what runs between them
+        |                  +-- world.World: a shell that lives as long as an agent's episode
         +-- program.SandboxUnavailable, with the reasons, unless every probe is contained
 
 Code tasks are refused without it. It is a strong wall, not a perfect one: the kernel is shared, so

@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Mapping
 
 from midjax.evals.sandbox import limits as limits_lib
 
@@ -32,6 +33,14 @@ ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "OMP_NUM_THREADS": "1",  # threads count as processes
     "OPENBLAS_NUM_THREADS": "1",
+}
+DEVICES = ["/dev/null", "/dev/zero", "/dev/urandom"]
+PYTHON = "/.python/bin/python3"  # the interpreter's place in a world
+WORLD_ENVIRONMENT = {
+    "HOME": "/root",
+    "LANG": "C.UTF-8",
+    "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+    "LD_LIBRARY_PATH": "/.python/lib",
 }
 
 
@@ -79,11 +88,11 @@ def interpreter(*, site_packages: bool) -> Interpreter:
     executable = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
     prefix = os.path.realpath(sys.base_prefix)
     folders = [os.path.join(prefix, name) for name in ("lib", "lib64")]
-    installed = sysconfig.get_paths()
-    folders += [os.path.realpath(installed[name]) for name in ("stdlib", "platstdlib")]
+    compiled = sysconfig.get_config_var("DESTSHARED") or ""
+    folders += [os.path.realpath(name) for name in (os.path.dirname(os.__file__), compiled)]
     paths: tuple[str, ...] = ()
     if site_packages:
-        paths = tuple(dict.fromkeys(installed[name] for name in ("purelib", "platlib")))
+        paths = tuple(dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib")))
     real = [name for name in dict.fromkeys(folders) if os.path.isdir(name)]
     kept = [
         name
@@ -110,6 +119,24 @@ def parents(paths: list[str]) -> list[str]:
     return sorted(above - {"/", "/tmp"})
 
 
+def walls(bwrap: str, *, as_root: bool, uid: int, environment: Mapping[str, str]) -> list[str]:
+    """The options that every sandbox has: no part of the host's processes, network, variables."""
+    options = [bwrap, "--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL"]
+    options += ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
+    options += ["--unshare-cgroup-try", "--hostname", "sandbox"]
+    if as_root:
+        options += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+    else:
+        options += ["--unshare-user", "--uid", str(uid), "--gid", str(uid)]
+    for name, value in environment.items():
+        options += ["--setenv", name, value]
+    return options
+
+
+def folders(paths: list[str], mode: str) -> list[str]:
+    return [word for path in paths for word in ("--perms", mode, "--dir", path)]
+
+
 def command(
     bwrap: str,
     python: Interpreter,
@@ -118,37 +145,62 @@ def command(
     as_root: bool,
     seccomp: int,
     inside: list[str],
-    extra: tuple[str, ...] = (),
 ) -> list[str]:
-    """The whole argument list that runs `inside` in the sandbox.
+    """The whole argument list that runs `inside` where /tmp is the only place to write.
 
     Args:
       as_root: who calls is root, see above.
       seccomp: descriptor from which bwrap reads the filter.
       inside: the command; nothing of it is read by a shell.
-      extra: further bwrap options, before the root becomes read-only.
     """
-    options = [bwrap, "--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL"]
-    options += ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
-    options += ["--unshare-cgroup-try", "--hostname", "sandbox"]
-    if as_root:
-        options += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
-    else:
-        options += ["--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY)]
-    for name, value in ENVIRONMENT.items():
-        options += ["--setenv", name, value]
+    options = walls(bwrap, as_root=as_root, uid=NOBODY, environment=ENVIRONMENT)
     # First, since what is bound may lie below: a virtual environment in /tmp.
     options += ["--size", str(limits.files_bytes), "--perms", "1777", "--tmpfs", "/tmp"]
     bound = list(python.folders)
     if not any(python.executable.startswith(folder + "/") for folder in bound):
         bound.append(python.executable)
-    devices = ["/dev/null", "/dev/zero", "/dev/urandom"]
-    for folder in parents([*bound, *devices, "/usr/lib", "/etc/ld.so.cache"]):
-        options += ["--perms", "0755", "--dir", folder]
+    options += folders(parents([*bound, *DEVICES, "/usr/lib", "/etc/ld.so.cache"]), "0755")
     options += system_libraries()
     for path in bound:
         options += ["--ro-bind", path, path]
-    for device in devices:
+    for device in DEVICES:
         options += ["--dev-bind", device, device]
-    options += [*extra, "--remount-ro", "/", "--chdir", "/tmp", "--seccomp", str(seccomp)]
+    options += ["--remount-ro", "/", "--chdir", "/tmp", "--seccomp", str(seccomp)]
     return [*options, "--", *inside]
+
+
+def world(
+    bwrap: str,
+    python: Interpreter,
+    limits: limits_lib.Limits,
+    *,
+    as_root: bool,
+    seccomp: int,
+    inside: list[str],
+) -> list[str]:
+    """The argument list of a small system of its own: the host's commands read-only, the usual
+    folders empty, writable and in memory. `inside` starts with an interpreter at PYTHON.
+    """
+    options = walls(bwrap, as_root=as_root, uid=0, environment=WORLD_ENVIRONMENT)
+    options += ["--size", str(limits.files_bytes), "--perms", "0777", "--tmpfs", "/"]
+    own = ["/dev", "/etc", "/home", "/opt", "/root", "/usr", "/usr/local", "/usr/local/bin", "/var"]
+    options += folders([*own, os.path.dirname(PYTHON)], "0777") + folders(["/tmp"], "1777")
+    options += system_libraries()
+    for name in ("bin", "sbin"):
+        options += ["--ro-bind-try", f"/usr/{name}", f"/usr/{name}", "--symlink", f"usr/{name}"]
+        options += [f"/{name}"]
+    for path in ("/etc/alternatives", "/usr/share/zoneinfo"):
+        options += ["--ro-bind-try", path, path]
+    # Away from its own place, which could be in /root or /home, where tasks count files.
+    home = os.path.dirname(os.path.dirname(PYTHON))
+    for folder in python.folders:
+        if not folder.startswith("/usr/lib"):
+            options += ["--ro-bind", folder, f"{home}/{os.path.basename(folder)}"]
+    if python.executable.startswith("/usr/bin/"):
+        options += ["--symlink", python.executable, PYTHON]
+    else:
+        options += ["--ro-bind", python.executable, PYTHON]
+    options += ["--symlink", PYTHON, "/usr/local/bin/python3"]
+    for device in DEVICES:
+        options += ["--dev-bind", device, device]
+    return [*options, "--chdir", "/root", "--seccomp", str(seccomp), "--", *inside]

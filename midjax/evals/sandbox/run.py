@@ -5,6 +5,7 @@ programs --N workers--> bwrap [judge | player] --> verdicts, in the order of the
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import json
@@ -108,14 +109,7 @@ class Sandbox:
         output = self.execute(inside, framed(job) + framed(tests))
         return verdict(output, self.limits)
 
-    def execute(
-        self,
-        inside: list[str],
-        stdin: bytes = b"",
-        *,
-        wall_seconds: float | None = None,
-        extra: tuple[str, ...] = (),
-    ) -> Output:
+    def execute(self, inside: list[str], stdin: bytes = b"") -> Output:
         """Runs one command; its whole tree is gone when this returns."""
         started = time.monotonic()
         with open_memory(stdin) as data, open_memory(seccomp.program(os.uname().machine)) as rules:
@@ -126,7 +120,6 @@ class Sandbox:
                 as_root=is_root(),
                 seccomp=rules.fileno(),
                 inside=inside,
-                extra=extra,
             )
             process = subprocess.Popen(
                 command,
@@ -138,12 +131,12 @@ class Sandbox:
                 cwd="/",
             )
         with process:
-            ends = started + (wall_seconds or self.limits.wall_seconds)
+            ends = started + self.limits.wall_seconds
             caps = {process.stdout: VERDICT_BYTES, process.stderr: self.limits.output_bytes}
             try:
                 stdout, stderr, stopped = drain(process, caps, ends)
             except BaseException:
-                process.kill()
+                end(process)
                 raise
         code = process.returncode
         return Output(
@@ -176,7 +169,7 @@ def drain(process: subprocess.Popen, caps: dict, ends: float) -> tuple[bytes, by
                     kept[key.fileobj] += part
                     if len(kept[key.fileobj]) > caps[key.fileobj]:
                         stopped = "output"
-                        process.kill()
+                        end(process)
                         ends = time.monotonic() + GRACE_SECONDS
             if not ready and time.monotonic() >= ends:
                 if stopped:
@@ -185,9 +178,53 @@ def drain(process: subprocess.Popen, caps: dict, ends: float) -> tuple[bytes, by
                         "safe to go on."
                     )
                 stopped = "time"
-                process.kill()
+                end(process)
                 ends = time.monotonic() + GRACE_SECONDS
     return *kept.values(), stopped  # type: ignore[return-value]
+
+
+def end(process: subprocess.Popen) -> None:
+    """Kills bwrap and the first process of its sandbox, whose death takes all others along.
+
+    Killing bwrap alone would do later, but not in its first moments: its child then waits for it
+    and does not yet die with it. Bwrap is stopped while its children are read, so that none is new.
+    """
+    if process.poll() is not None:
+        return
+    os.kill(process.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    for child in children(process.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+    process.kill()
+
+
+def children(parent: int) -> list[int]:
+    """Process ids, by the fourth field of /proc/PID/stat; the second, in (), may hold anything."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError):
+                stat = pathlib.Path("/proc", name, "stat").read_bytes()
+                if int(stat.rpartition(b")")[2].split()[1]) == parent:
+                    found.append(int(name))
+    return found
+
+
+def read_line(process: subprocess.Popen, most: int, ends: float) -> bytes:
+    """The next line of stdout, or what there is at its end, at `ends`, or past `most` bytes."""
+    assert process.stdout is not None
+    line = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while not line.endswith(b"\n") and len(line) <= most:
+            if not selector.select(max(0.0, ends - time.monotonic())):
+                break
+            part = os.read(process.stdout.fileno(), 1 << 16)
+            if not part:
+                break
+            line += part
+    return line
 
 
 def verdict(output: Output, limits: limits_lib.Limits) -> program.Verdict:

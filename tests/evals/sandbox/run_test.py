@@ -302,11 +302,20 @@ def test_results_record_the_sandbox():
 def test_a_tree_that_outlives_its_death_stops_everything(monkeypatch):
     monkeypatch.setattr(run, "GRACE_SECONDS", 0.2)
     process = subprocess.Popen(
-        ["sh", "-c", "sleep 2 & wait"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ["sh", "-c", "sh -c 'sleep 2 & wait' & wait"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     with pytest.raises(RuntimeError, match="outlived"), process:
         caps = {process.stdout: 10, process.stderr: 10}
         run.drain(process, caps, time.monotonic() + 0.1)
+
+
+def test_ending_it_in_its_first_moments_leaves_nothing():
+    box = limited(wall_seconds=0.001)
+    for _ in range(5):
+        verdict = box.judge(sandboxes.asked("def f(): return 1"))
+        assert (verdict.status, verdict.reason) == ("timeout", "0.001 s elapsed")
 
 
 def test_user_ids_differ_from_run_to_run():

@@ -239,6 +239,7 @@ class _Rendering:
         self._example = _template(task, "shots.example", task.shots.example)
         self._choices = self._expression("choices")
         self._gold = self._expression("gold")
+        self._shown: dict[tuple[str, str], str] = {}
 
     def _expression(self, key: str) -> template.Expression | None:
         source = getattr(self._task, key)
@@ -280,6 +281,12 @@ class _Rendering:
 
     def example(self, document: task_data.Document) -> str:
         """An example's text, with its answer."""
+        key = (document.subset, document.id)
+        if key not in self._shown:
+            self._shown[key] = self._example_text(document)
+        return self._shown[key]
+
+    def _example_text(self, document: task_data.Document) -> str:
         fields = self._place(document, self.fields, document)
         choices, gold = self._place(document, self._chosen, fields)
         more = {"choice": choices[_first(gold)]} if choices else {"gold": gold}

@@ -163,6 +163,77 @@ def test_examples_from_a_file_begin_after_the_canary(tmp_path):
     assert found[1].gold == "2"
 
 
+def read(tmp_path, name, path, records, as_lines=True):
+    """The instances of a shipped task whose file holds these records."""
+    file = tmp_path / path
+    file.parent.mkdir(parents=True)
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    file.write_text(lines if as_lines else json.dumps(records[0], indent=1))
+    return render.prepare(task.load(name), str(tmp_path), shots=0)
+
+
+def test_options_of_quality_are_cut_out_of_its_text(tmp_path):
+    """As SCROLLS publishes it: question, options, text, parted by blank lines."""
+    text = "Who?\n\n (A) Ann  Lee (B) Bob\n (C) C. (D) Dan\n\nOnce (D) there\n\nwas one."
+    records = [{"id": "x", "pid": "x_0", "input": text, "output": "Ann Lee"}]
+    (found,) = read(tmp_path, "scrolls_quality", "scrolls/quality/validation.jsonl", records)
+    assert found.choices == ("Ann Lee", "Bob", "C.", "Dan") and found.gold == 0
+    wanted = "Once (D) there\n\nwas one.\n\nQuestion: Who?\nAnswer:"
+    assert found.requests[1] == requests.Loglikelihood(context=wanted, continuation=" Bob")
+
+
+def test_articles_of_quality_have_several_questions(tmp_path):
+    asked = [
+        {"question": "Who?", "options": ["a", "b"], "gold_label": 2, "question_unique_id": "u"},
+        {"question": "Why?", "options": ["c", "d"], "gold_label": 1, "question_unique_id": "v"},
+    ]
+    path = "quality/QuALITY.v1.0.1.htmlstripped.dev.jsonl"
+    found = read(tmp_path, "quality_mc", path, [{"article": "Text.", "questions": asked}])
+    assert [instance.gold for instance in found] == [1, 0]
+    assert found[1].id == "v"
+    assert found[1].requests[0] == requests.Loglikelihood(
+        context="Text.\n\nQuestion: Why?\n A. c\n B. d\nAnswer:", continuation=" A"
+    )
+
+
+def test_turns_of_coqa_tell_those_before(tmp_path):
+    """The form of OLMES's set, whose first document is turn 0 of a story, and so on."""
+    told = {
+        "id": "s",
+        "story": "A cat.",
+        "questions": [{"input_text": "What?"}, {"input_text": "Big?"}],
+        "answers": [{"input_text": "a cat"}, {"input_text": "no"}],
+    }
+    whole = {"version": "1.0", "data": [told]}
+    first, second = read(tmp_path, "coqa_bpb", "coqa/coqa-dev-v1.0.json", [whole], as_lines=False)
+    assert (first.id, second.id) == ("s_turn0", "s_turn1")
+    head = task.load("coqa_bpb").description + "Passage: A cat.\n\n"
+    assert first.requests[0] == requests.Loglikelihood(
+        context=f"{head}Final question:\n\nQuestion: What?\nAnswer:", continuation=" a cat"
+    )
+    before = "Preceding questions:\n\nQuestion: What?\nAnswer: a cat\n\n"
+    assert second.requests[0] == requests.Loglikelihood(
+        context=f"{head}{before}Final question:\n\nQuestion: Big?\nAnswer:", continuation=" no"
+    )
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "math500", "drop", "naturalqs", "squad"])
+def test_what_is_written_is_asked_after_the_context_of_its_bits_per_byte(name):
+    """OLMES has one context for both, and with it these stops."""
+    stops = {
+        "gsm8k": ["Question:", "</s>", "<|im_end|>", "\n\n"],
+        "math500": ["Problem:", "\n\n"],
+        "drop": ["Passage:", "Question:", "\n\n"],
+        "naturalqs": ["Question:", "Q:", "\n\n"],
+        "squad": ["Title:", "\n\n"],
+    }
+    (case,) = [case for case in given("olmes") if case["task"] == f"{name}_bpb"]
+    asked = render.instances(task.load(name), documents(case["documents"]))
+    for instance, context in zip(asked, case["contexts"], strict=True):
+        (request,) = instance.requests
+        assert request.context == context and list(request.stop) == stops[name]
+
+
 def test_limit_counts_in_each_subset(tmp_path):
     mine = a_task(tmp_path, 'subsets = ["u", "v"]\n' + CHOICE + 'subset = "part"\n')
     records = [

@@ -320,7 +320,8 @@ def _missing(task: tasks.Task, stem: str) -> MissingDataError:
     data = _data(task)
     where = []
     if data.hub:
-        config = f", configuration {data.config}" if data.config else ""
+        named = data.config.replace("{subset}", "of the subset's name")
+        config = f", configuration {named}" if named else ""
         where.append(f"the Hugging Face data set {data.hub}{config}")
     if data.get:
         where.append(data.get)

@@ -39,6 +39,7 @@ Kind = Literal["choice", "gold", "generate", "code", "calls", "group"]
 # Below so many parameters letters are answered at random, and ranked choices and bits per byte are
 # what tells models apart (OLMES, 2406.08446, section 3; OLMo 2, 2501.00656).
 LETTERS_FROM_PARAMETERS = 7_000_000_000
+_TUPLE_HINT = " A tuple of one element needs its comma: (a,)."
 _FOLDER = files.PACKAGE + "evals/tasks"
 
 
@@ -108,6 +109,12 @@ class Task:
             raise ValueError(f"Two metrics have the same label: {titles}. Give one another label.")
         if self.kind != "group" and self.primary not in titles:
             raise ValueError(f"primary is {self.primary!r}; the metrics are {titles}.")
+        most = max((metric.k for metric in self.metrics), default=1)
+        if self.generate is not None and most > self.generate.samples:
+            raise ValueError(
+                f"pass@{most} needs as many samples, and generate.samples is "
+                f"{self.generate.samples}."
+            )
         uncond = [metric for metric in self.metrics if metric.name == "acc_uncond"]
         if uncond and self.unconditional is None:
             raise ValueError("acc_uncond needs `unconditional`, the context without the question.")
@@ -132,7 +139,9 @@ def load(name_or_path: str) -> Task:
         for where, source, is_text in _templates(task):
             (template.Text if is_text else template.Expression)(source, where)
     except ValueError as error:
-        raise fields.ConfigError(f"The task file {name_or_path}: {error}") from error
+        # The checker speaks of gin's tuples, for which TOML has lists.
+        told = str(error).replace(_TUPLE_HINT, " Write a list: [...].")
+        raise fields.ConfigError(f"The task file {name_or_path}: {told}") from error
     return task
 
 

@@ -2,8 +2,11 @@
 """The tables of a task file: data, shots, generate, code, metrics; each a record of its own."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
+
+from midjax.evals import requests
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,6 +118,11 @@ class Generation:
     samples: int = 1
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        requests.Generate(
+            context="", **dataclasses.asdict(self)
+        )  # which refuses what makes no sense
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Filter:
@@ -132,6 +140,12 @@ class Filter:
     pattern: str = ""
     group: int = 0
     fallback: str = "[invalid]"
+
+    def __post_init__(self) -> None:
+        if self.kind == "regex":
+            _compiled(self.pattern)
+        if not self.pattern and self.kind in ("regex", "before", "after"):
+            raise ValueError(f"A filter of kind {self.kind!r} needs a pattern.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,6 +168,10 @@ class Metric:
     ignore_punctuation: bool = False
     ignore: tuple[str, ...] = ()
     k: int = 1
+
+    def __post_init__(self) -> None:
+        for pattern in self.ignore:
+            _compiled(pattern)
 
     @property
     def title(self) -> str:
@@ -180,3 +198,10 @@ class Code:
         "cruxeval_input",
     ]
     filters: tuple[Filter, ...] = ()
+
+
+def _compiled(pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}.") from error

@@ -83,6 +83,22 @@ def test_missing_data_say_where_to_get_them_and_where_to_put_them(tmp_path):
         assert words in str(caught.value)
 
 
+def test_the_hub_is_asked_only_on_request(tmp_path, monkeypatch):
+    asked = []
+
+    def load_dataset(name, config, *, split):
+        asked.append((name, config, split))
+        return iter(RECORDS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    mine = a_task(tmp_path, 'config = "c"\n')
+    found = task_data.read(mine, str(tmp_path), online=True)
+    assert asked == [("who/set", "c", "test")]
+    assert [dict(document.fields) for document in found] == RECORDS
+    put(tmp_path, "test.jsonl", lines(RECORDS[:1]))
+    assert len(task_data.read(mine, str(tmp_path), online=True)) == 1 and len(asked) == 1
+
+
 def test_ids_subsets_and_what_is_kept(tmp_path):
     put(tmp_path, "test.jsonl", lines(RECORDS))
     more = 'id = "key"\nsubset = "part"\nkeep = "n > 0"\n'

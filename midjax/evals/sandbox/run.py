@@ -93,7 +93,10 @@ class Sandbox:
     def map(self, function: Callable, items: Sequence) -> list:
         """`[function(item) for item in items]`, `workers` at a time."""
         with concurrent.futures.ThreadPoolExecutor(self.workers) as pool:
-            return list(pool.map(function, items))
+            try:
+                return list(pool.map(function, items))
+            finally:  # after an error or Ctrl-C, what has not begun does not begin
+                pool.shutdown(wait=False, cancel_futures=True)
 
     def judge(self, item: program.Program) -> program.Verdict:
         """The verdict of one program."""
@@ -137,6 +140,7 @@ class Sandbox:
                 stdout, stderr, stopped = drain(process, caps, ends)
             except BaseException:
                 end(process)
+                process.kill()
                 raise
         code = process.returncode
         return Output(
@@ -184,19 +188,21 @@ def drain(process: subprocess.Popen, caps: dict, ends: float) -> tuple[bytes, by
 
 
 def end(process: subprocess.Popen) -> None:
-    """Kills bwrap and the first process of its sandbox, whose death takes all others along.
+    """Kills the first process of a sandbox, whose death takes all others along; bwrap ends on it.
 
-    Killing bwrap alone would do later, but not in its first moments: its child then waits for it
-    and does not yet die with it. Bwrap is stopped while its children are read, so that none is new.
+    Killing bwrap itself would do later, but not in its first moments: its child then waits for it
+    and does not yet die with it. Bwrap is stopped while its children are read, so that none is new,
+    and goes on to reap them: left to the machine's first process, they may stay as zombies.
     """
     if process.poll() is not None:
         return
     os.kill(process.pid, signal.SIGSTOP)
     os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-    for child in children(process.pid):
+    found = children(process.pid)
+    for child in found:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
-    process.kill()
+    os.kill(process.pid, signal.SIGCONT if found else signal.SIGKILL)
 
 
 def children(parent: int) -> list[int]:

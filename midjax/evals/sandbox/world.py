@@ -101,6 +101,7 @@ class World:
             try:
                 process.communicate(timeout=run.GRACE_SECONDS)
             except subprocess.TimeoutExpired:
+                process.kill()
                 raise RuntimeError("Processes of a world outlived it: it is not safe.") from None
 
     def shell(self, text: str) -> Reply:

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What programs try, and what they are told."""
 
+import concurrent.futures
 import dataclasses
 import json
 import pathlib
 import re
 import subprocess
+import threading
 import time
 import uuid
 
@@ -297,6 +299,28 @@ def test_installed_packages_only_on_request():
 def test_results_record_the_sandbox():
     record = json.loads(json.dumps(sandboxes.opened().describe()))
     assert record["sandbox"].startswith("bubblewrap ") and record["limits"]["cpu_seconds"] == 3
+
+
+def test_after_an_error_what_has_not_begun_does_not_begin(monkeypatch):
+    begun, cancelled = [], threading.Event()
+    pool = concurrent.futures.ThreadPoolExecutor
+    whole = pool.shutdown
+
+    def shutdown(self, wait=True, *, cancel_futures=False):
+        whole(self, wait=wait, cancel_futures=cancel_futures)
+        cancelled.set()
+
+    def work(item):
+        begun.append(item)
+        if item == 0:
+            raise KeyError(item)
+        cancelled.wait()
+
+    monkeypatch.setattr(pool, "shutdown", shutdown)
+    box = run.Sandbox(bwrap="", version="", limits=limits_lib.Limits(), workers=1)
+    with pytest.raises(KeyError, match="0"):
+        box.map(work, range(9))
+    assert begun in ([0], [0, 1])
 
 
 def test_a_tree_that_outlives_its_death_stops_everything(monkeypatch):

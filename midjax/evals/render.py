@@ -72,9 +72,11 @@ def prepare(
       task_data.MissingDataError: see there.
       ValueError: the data do not fit the task.
     """
-    documents = task_data.read(
-        task, folder, split=split, subsets=subsets, sample=sample, online=online
-    )
+    if task.data is not None and split not in (None, task.data.split):
+        # Of the asked split itself, so that no question is its own example there either.
+        other = dataclasses.replace(task.data, split=str(split), sample=None)
+        task = dataclasses.replace(task, data=other)
+    documents = task_data.read(task, folder, subsets=subsets, sample=sample, online=online)
     if limit is not None:
         documents = [d for s in _subsets(documents) for d in _of(documents, s)[:limit]]
     count = task.shots.count if shots is None else shots

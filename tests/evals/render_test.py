@@ -126,6 +126,16 @@ def test_a_question_is_not_its_own_example_where_the_split_is_the_same(tmp_path)
     ]
 
 
+def test_nor_where_another_split_is_asked(tmp_path):
+    shots = '\n[shots]\ncount = 2\nsplit = "train"\ntake = "sample"\n'
+    mine = a_task(tmp_path, CHOICE.replace('"x"', '"x/{split}"') + shots)
+    (tmp_path / "x").mkdir()
+    lines = "".join(json.dumps(dict(document.fields)) + "\n" for document in questions(3))
+    (tmp_path / "x" / "train.jsonl").write_text(lines)
+    found = render.prepare(mine, str(tmp_path), split="train")
+    assert [sorted(shown(instance)) for instance in found] == [["q0", "q1", "q2"]] * 3
+
+
 def test_gold_must_be_a_choice(tmp_path):
     wrong = documents([{"question": "q", "options": ["a", "b"], "right": 2}])
     with pytest.raises(template.TemplateError, match="Document 0: gold is 2, of 2 choices"):

@@ -16,7 +16,7 @@ from typing import Any
 from midjax.evals.agents import episode
 from midjax.evals.sandbox import run, world
 
-LANGUAGES = {"bash": ["/bin/bash", "-c"], "python": ["/usr/local/bin/python3", "-c"]}
+LANGUAGES = ("bash", "python")
 SHOWN = 780  # characters of an observation, as in AgentBench
 
 INSTRUCTION = """\
@@ -55,10 +55,10 @@ class Script:
     language: str
     text: str
 
-    def argv(self, *arguments: str) -> list[str]:
-        # The word after -c is $0 to bash; Python takes the next one as its first argument.
-        own = ["--", *arguments] if self.language == "bash" else list(arguments)
-        return [*LANGUAGES[self.language], self.text, *own]
+    def run(self, here: world.World, *arguments: str) -> world.Reply:
+        if self.language == "python":
+            return here.python(self.text, *arguments)
+        return here.alone(["/bin/bash", "-c", self.text, "--", *arguments])  # -- is its $0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,7 +172,7 @@ class Environment:
     def begin(self) -> list[episode.Message]:
         self.world.__enter__()
         for script in self.task.init:
-            done = self.world.alone(script.argv())
+            done = script.run(self.world)
             # AgentBench does not look; where an example can tell what it did, `left_out` asks that.
             if done.status and self.task.example is None:
                 raise world.WorldLost(f"init exits with {done.status}: {done.output[-200:]}")
@@ -197,7 +197,9 @@ class Environment:
             return _match(answer, self.task.match)
         arguments = [str(answer)]
         for index, script in enumerate(self.task.checks):
-            done = self.world.alone((script or self.task.example).argv(*arguments))  # type: ignore[union-attr]
+            script = script or self.task.example
+            assert script is not None  # `load` refuses the record otherwise
+            done = script.run(self.world, *arguments)
             if done.status or done.stopped:
                 return (
                     f"check {index} exits with {done.status}{done.stopped and ', ' + done.stopped}"
@@ -255,7 +257,7 @@ class _Example(Environment):
         if example is not None and self.task.match is not None:
             self.answer = self.world.shell(example.text).output.strip()
         elif example is not None:
-            self.answer = self.world.alone(example.argv()).output.strip()
+            self.answer = example.run(self.world).output.strip()
         return None
 
     def verdict(self) -> str:

@@ -35,12 +35,13 @@ ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
 }
 DEVICES = ["/dev/null", "/dev/zero", "/dev/urandom"]
-PYTHON = "/.python/bin/python3"  # the interpreter's place in a world
+PYTHON = "/.python/bin/python3"  # the interpreter's place in a world, unless it is the system's
+LIBRARIES = "/.python/lib"
 WORLD_ENVIRONMENT = {
     "HOME": "/root",
     "LANG": "C.UTF-8",
     "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
-    "LD_LIBRARY_PATH": "/.python/lib",
+    "LD_LIBRARY_PATH": LIBRARIES,
 }
 
 
@@ -169,6 +170,11 @@ def command(
     return [*options, "--", *inside]
 
 
+def world_python(python: Interpreter) -> str:
+    """The interpreter's path in a world: where nobody there can replace it."""
+    return python.executable if python.executable.startswith("/usr/bin/") else PYTHON
+
+
 def world(
     bwrap: str,
     python: Interpreter,
@@ -179,7 +185,7 @@ def world(
     inside: list[str],
 ) -> list[str]:
     """The argument list of a small system of its own: the host's commands read-only, the usual
-    folders empty, writable and in memory. `inside` starts with an interpreter at PYTHON.
+    folders empty, writable and in memory. `inside` starts with `world_python`.
     """
     options = walls(bwrap, as_root=as_root, uid=0, environment=WORLD_ENVIRONMENT)
     options += ["--size", str(limits.files_bytes), "--perms", "0777", "--tmpfs", "/"]
@@ -196,11 +202,8 @@ def world(
     for folder in python.folders:
         if not folder.startswith("/usr/lib"):
             options += ["--ro-bind", folder, f"{home}/{os.path.basename(folder)}"]
-    if python.executable.startswith("/usr/bin/"):
-        options += ["--symlink", python.executable, PYTHON]
-    else:
+    if world_python(python) == PYTHON:
         options += ["--ro-bind", python.executable, PYTHON]
-    options += ["--symlink", PYTHON, "/usr/local/bin/python3"]
     for device in DEVICES:
         options += ["--dev-bind", device, device]
     return [*options, "--chdir", "/root", "--seccomp", str(seccomp), "--", *inside]

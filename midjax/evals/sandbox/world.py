@@ -75,7 +75,15 @@ class World:
                 self.limits,
                 as_root=root,
                 seccomp=rules.fileno(),
-                inside=[bubblewrap.PYTHON, "-I", "-S", "-X", "utf8", "-c", harness()],
+                inside=[
+                    bubblewrap.world_python(self.box.python),
+                    "-I",
+                    "-S",
+                    "-X",
+                    "utf8",
+                    "-c",
+                    harness(),
+                ],
             )
             self._process = subprocess.Popen(
                 line,
@@ -90,6 +98,7 @@ class World:
             "uid": run.free_uid() if root else None,
             "limits": dataclasses.asdict(self.limits),
             "processes": self.limits.processes + (1 if root else 2),
+            "python": bubblewrap.world_python(self.box.python),
         }
         self._send(job)
         return self
@@ -115,6 +124,12 @@ class World:
     def alone(self, argv: list[str], folder: str = "/root") -> Reply:
         """Runs a process that the shell's state does not reach, though the files do."""
         return self._ask({"argv": argv, "folder": folder})
+
+    def python(self, code: str, *arguments: str) -> Reply:
+        """Runs Python like `alone`, by an interpreter that nobody in the world can replace."""
+        libraries = f"LD_LIBRARY_PATH={bubblewrap.LIBRARIES}"
+        interpreter = bubblewrap.world_python(self.box.python)
+        return self.alone(["/usr/bin/env", libraries, interpreter, "-I", "-c", code, *arguments])
 
     def _send(self, message: dict[str, Any]) -> None:
         if self._process is None or self._process.stdin is None:

@@ -25,7 +25,7 @@ def test_the_shell_keeps_its_state_and_checks_do_not_see_it():
         check = here.alone(
             ["/bin/bash", "-c", "test -e /home/made && echo $1$X$Y $PATH", "-", "arg"]
         )
-        assert check.status == 0 and check.output.startswith("arg /usr/local/bin:")
+        assert check.status == 0 and check.output.startswith("arg /usr/bin:")
         assert here.alone(["/nonexistent"]).stopped == "refused"
         assert here.shell("exit 3") == world.Reply(output="", status=3, stopped="ended")
         assert here.shell("pwd").output == "/root\n"
@@ -78,6 +78,16 @@ def test_the_answers_can_not_be_forged():
         )
         assert seen.output.endswith("0\n") and seen.output.count("Bad file descriptor") == 7
         assert here.alone(["/bin/false"]).status == 1
+
+
+def test_checks_use_the_worlds_own_commands():
+    with opened() as here:
+        for name in ("false", "python3"):
+            here.shell(f"printf '#!/bin/sh\\nexit 0' > /usr/local/bin/{name}")
+            here.shell(f"chmod +x /usr/local/bin/{name}; rm -f /.python/bin/python3")
+        assert here.shell("false; hash -r; python3 -c 'exit(5)'").status == 0
+        assert here.alone(["/bin/bash", "-c", "false"]).status == 1
+        assert here.python("import sys; sys.exit(int(sys.argv[1]))", "5").status == 5
 
 
 def test_it_must_be_entered():

@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 SUPPORTED := 3.11 3.12 3.13
-# For bench-train alone: MaxText wants 3.12.
+# For bench-train and bench-tpu alone: MaxText wants 3.12.
 MAXTEXT_PYTHON ?= python3.12
 
 # Tests and the demo run on the CPU unless told otherwise.
@@ -18,7 +18,7 @@ found = $(or $(call version,$(PYTHON)),no Python)
 asked = $(if $(filter-out file,$(origin PYTHON)),$(call version,$(PYTHON)))
 installed = $(call version,$(BIN)/python)
 
-.PHONY: help demo test lint bench-data bench-import bench-long-context bench-low-precision bench-train \
+.PHONY: help demo test lint bench-data bench-import bench-long-context bench-low-precision bench-train bench-tpu bench-tpu-short \
   plan-memory plan-published check-launch pods clean check-python
 .DEFAULT_GOAL := help
 
@@ -33,6 +33,8 @@ help:
 	@echo "make plan-memory          does the TPU's compiler run out of memory where midjax plan says so"
 	@echo "make plan-published       what midjax plan says of runs whose utilisation others have published"
 	@echo "make bench-train          the train step against Levanter, MaxText and PyTorch; start-up; the loop"
+	@echo "make bench-tpu            the train step on TPU slices against MaxText's, by the TPU's compiler; two hours"
+	@echo "make bench-tpu-short      the same for a 1B model on v5e-16"
 	@echo "make check-launch         what midjax launch prints, by gcloud's linter, xpk, shellcheck and hadolint"
 	@echo "make pods     tpu/pods/*.env from midjax/hardware/"
 	@echo "make clean    remove .venv, build/ and caches"
@@ -69,6 +71,12 @@ plan-published: $(STAMPS)/tpu
 
 bench-train: $(STAMPS)/test $(STAMPS)/levanter $(STAMPS)/maxtext
 	$(BIN)/python tests/bench/train_speed.py
+
+bench-tpu: $(STAMPS)/newest $(STAMPS)/maxtext
+	$(PEERS)/midjax/bin/python tests/bench/tpu_speed.py --maxtext $(PEERS)/maxtext/bin/python
+
+bench-tpu-short: $(STAMPS)/newest $(STAMPS)/maxtext
+	$(PEERS)/midjax/bin/python tests/bench/tpu_speed.py --maxtext $(PEERS)/maxtext/bin/python --short
 
 # xpk pins packages that midjax wants newer: it has an environment of its own. gcloud is used where it is.
 CHECKERS := build/launch-check
@@ -144,6 +152,14 @@ $(STAMPS)/levanter: | $(STAMPS)/run
 	-$(BIN)/python -m venv $(PEERS)/levanter && $(PEERS)/levanter/bin/python -m pip install --quiet \
 	  levanter==1.2.dev1644 "jax==$$($(BIN)/python -c 'import jax; print(jax.__version__)')" chex gitpython \
 	  || rm -rf $(PEERS)/levanter
+	@touch $@
+
+# midjax with the JAX and libtpu that MaxText has, for comparisons by the TPU's compiler.
+$(STAMPS)/newest: pyproject.toml constraints.txt | $(STAMPS)/run
+	@mkdir -p $(PEERS)
+	@rm -rf $(PEERS)/midjax
+	$(MAXTEXT_PYTHON) -m venv $(PEERS)/midjax
+	$(PEERS)/midjax/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[tpu]"
 	@touch $@
 
 $(STAMPS)/maxtext: | $(STAMPS)/run

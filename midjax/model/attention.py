@@ -69,12 +69,18 @@ def attend(
       ValueError: the length does not divide over `context`, or splash has no blocks for the heads.
     """
     made = Options(scale=scale, window_tokens=window_tokens, softcap=softcap)
-    if kernel == "auto":
-        kernel = "splash" if sharding.platform() == "tpu" else "blocked"
+    kernel = chosen(kernel)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return _one_device(kernel, made, q_BTNH, k_BTKH, v_BTKH, segments_BT)
     return _on_mesh(kernel, made, mesh, q_BTNH, k_BTKH, v_BTKH, segments_BT)
+
+
+def chosen(kernel: architecture.AttentionKernel) -> architecture.AttentionKernel:
+    """What "auto" means here, see `attend`; any other is itself."""
+    if kernel != "auto":
+        return kernel
+    return "splash" if sharding.platform() == "tpu" else "blocked"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

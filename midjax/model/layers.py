@@ -77,8 +77,14 @@ def project(
     dtype: architecture.Dtype,
     product: Product = jnp.matmul,
 ) -> Float[Array, "B T *outer"]:
-    """x times weights over all of x's axes but B and T, as one product of two matrices."""
+    """x times weights over all of x's axes but B and T, as one product of two matrices.
+
+    For a TPU the axes stay apart: its compiler lays each out as the kernels beside it want, and to
+    join heads with their size would copy queries, keys, values and their gradients, one by one.
+    """
     inner = x.ndim - 2
+    if product is jnp.matmul and sharding.platform() == "tpu":
+        return jnp.tensordot(x, weights.astype(dtype), axes=inner)
     width = math.prod(x.shape[2:])
     flat = x.reshape(*x.shape[:2], width)
     y = by_token(flat, weights.astype(dtype).reshape(width, -1), product)
@@ -282,22 +288,26 @@ class Layer(_Normed):
         q_BTNH = sharding.constrain(q_BTNH, heads)
         k_BTKH = sharding.constrain(k_BTKH, kv_heads)
         v_BTKH = sharding.constrain(v_BTKH, kv_heads)
+        scale = config.attention_scale or 1 / math.sqrt(config.head_dim)
         if self.kind in context.turns:
             cos_BT1R, sin_BT1R = context.turns[self.kind]
-            q_BTNH = rotation.rotate(q_BTNH, cos_BT1R, sin_BT1R)
+            # Splash does not scale: with the rotation that costs no pass of its own.
+            kernel = attention.chosen(config.attention_kernel)
+            here = scale if kernel.startswith("splash") else 1.0
+            q_BTNH = rotation.rotate(q_BTNH, cos_BT1R, sin_BT1R, here)
             k_BTKH = rotation.rotate(k_BTKH, cos_BT1R, sin_BT1R)
+            scale = scale / here
         out_BTNH = attention.attend(
             config.attention_kernel,
             ad_checkpoint.checkpoint_name(q_BTNH, "query"),
             ad_checkpoint.checkpoint_name(k_BTKH, "key"),
             ad_checkpoint.checkpoint_name(v_BTKH, "value"),
             context.segments_BT,
-            scale=config.attention_scale or 1 / math.sqrt(config.head_dim),
+            scale=scale,
             window_tokens=config.window_of(self.kind),
             softcap=config.attention_softcap,
         )
-        added_BTD = self._project("attention", out_BTNH, self.wo, "out_bias")
-        return ad_checkpoint.checkpoint_name(added_BTD, "out")
+        return self._project("attention", out_BTNH, self.wo, "out_bias")
 
     def _mlp(self, y_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         gate_BTF = self._project("mlp", y_BTD, self.w_gate, "gate_bias")

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the backward pass makes again: policies by name.
 
-A layer names its values (`checkpoint_name`): layer_input; query, key, value (rotated); attention
-(before the output projection) and out (after it); gate and up of the mlp. Everything that a policy
-neither saves nor offloads is made again from what it keeps.
+A layer names its values (`checkpoint_name`): layer_input; query, key, value (rotated); attention,
+before the output projection; gate and up of the mlp. Everything that a policy neither saves nor
+offloads is made again from what it keeps: of save_projections that is the output projection, which
+takes no longer than to write its result away and read it back.
 
     none                everything is saved
     dots                products with weights; those in 8 bits are made again
     full                the layers' inputs only
     save_attention      + attention, whose remaking costs a whole attention
-    save_projections    + query, key, value, attention, out, gate, up
+    save_projections    + query, key, value, attention, gate, up
     offload_inputs      as full, with the layers' inputs in host memory
     offload_attention   as save_attention, with both in host memory
     offload_projections as save_projections, with all of them in host memory
+    offload_all_but_mlp as save_projections, with all but gate and up in host memory: half the
+                        traffic, which a chip's link to its host may carry beside the step
 
 What is offloaded travels to pinned host memory in the forward pass and back in the backward pass.
 Experts have no names: with them, gate and up are made again by every policy but "none", and on an
@@ -33,9 +36,11 @@ Remat = Literal[
     "offload_inputs",
     "offload_attention",
     "offload_projections",
+    "offload_all_but_mlp",
 ]
 
-_PROJECTIONS = ("query", "key", "value", "attention", "out", "gate", "up")
+_ATTENTION, _MLP = ("query", "key", "value", "attention"), ("gate", "up")
+_PROJECTIONS = (*_ATTENTION, *_MLP)
 # Policy -> (names that stay on the device, names that go to the host).
 _NAMES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "save_attention": (("attention",), ()),
@@ -43,6 +48,7 @@ _NAMES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "offload_inputs": ((), ("layer_input",)),
     "offload_attention": ((), ("layer_input", "attention")),
     "offload_projections": ((), ("layer_input", *_PROJECTIONS)),
+    "offload_all_but_mlp": (_MLP, ("layer_input", *_ATTENTION)),
 }
 
 

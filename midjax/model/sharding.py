@@ -22,6 +22,7 @@ MESH_AXES = ("data", "fsdp", "context", "expert", "tensor")
 
 TABLE: Mapping[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp", "expert"),
+    "copy_batch": ("data",),
     "length": ("context",),
     "vocab": ("tensor",),
     # Every axis that has no other use for the array: what is not split is copied.
@@ -239,6 +240,13 @@ def batch(jax_mesh: jax.sharding.Mesh, rows: int | None = None) -> NamedSharding
     if rows is not None:
         check_divides("The batch", (rows,), ("batch",), jax_mesh.shape)
     return NamedSharding(jax_mesh, spec(("batch", "length")))
+
+
+def only_splits(names: Sequence[str], axis: str) -> bool:
+    """Whether these logical axes, and the mesh in force but for its `data`, have one mesh axis."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    split = {name for name, size in shape.items() if size > 1 and name != "data"}
+    return split == {axis} and all(axis in TABLE[name] for name in names)
 
 
 def constrain(x: jax.Array, axes: Axes) -> jax.Array:

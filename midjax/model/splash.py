@@ -20,7 +20,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as info_lib
 from jaxtyping import Array, Float, Int
 
-from midjax.model import context
+from midjax.model import context, partial_sums
 
 # Blocks are multiples of the width of a TPU's vector registers.
 LANES = 128
@@ -28,9 +28,11 @@ LANES = 128
 # kernels, with segments, window and soft cap, the compilers for v5e, v5p and v6e take under their
 # default limit on scoped VMEM. Rows fill whole registers: a head of 64 counts as one of 128.
 LONGEST_BLOCK = ((256, 1024), (512, 512), (1024, 256))
-# The fused backward writes one gradient of the queries per block of keys and sums them afterwards:
-# that saves a kernel while the blocks are few, and costs memory and time when they are many.
-_FUSED_KEY_BLOCKS = 4
+# The fused backward does five products instead of seven, and writes one gradient of the queries
+# per block of keys, to be summed afterwards. With at most so many blocks the sums cost less time
+# than it saves. Where blocks of one size would be many, those of twice the size are taken: they
+# fit VMEM too, and compute a little more behind the mask.
+_FEW_KEY_BLOCKS, _MOST_KEY_BLOCKS = 4, 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,18 +138,25 @@ def block_sizes(
     if window_tokens is not None:
         longest = min(longest, max(2 * LANES, _padded(window_tokens)))
     q, kv = block(queries, longest), block(keys, longest)
-    fused = window_tokens is None and keys // kv <= _FUSED_KEY_BLOCKS
+    fused_kv = _fused_block(keys, kv)
+    fused = window_tokens is None and keys // fused_kv <= _MOST_KEY_BLOCKS
     return kernel_lib.BlockSizes(
         block_q=q,
         block_kv=kv,
         block_kv_compute=kv,
         block_q_dkv=q,
-        block_kv_dkv=kv,
+        block_kv_dkv=fused_kv if fused else kv,
         block_kv_dkv_compute=kv,
         block_q_dq=None if fused else q,
         block_kv_dq=None if fused else kv,
         use_fused_bwd_kernel=fused,
     )
+
+
+def _fused_block(keys: int, computed: int) -> int:
+    """Keys per partial gradient of the queries: one or two of the blocks computed at once."""
+    few = keys // computed <= _FEW_KEY_BLOCKS
+    return computed if few or keys % (2 * computed) else 2 * computed
 
 
 @functools.lru_cache(maxsize=16)
@@ -230,13 +239,20 @@ def attend(
       scale: on the scores; here on the queries, as the kernel doesn't scale.
     """
     length = q_BTNH.shape[1]
-    # Scaled in float32: a scale that is rounded to bfloat16 is another temperature.
-    scaled_BTNH = (q_BTNH.astype(jnp.float32) * scale).astype(q_BTNH.dtype)
-    q_BNTH = _pad(scaled_BTNH, "edge").swapaxes(1, 2)
+    if scale != 1.0:
+        # In float32: a scale that is rounded to bfloat16 is another temperature.
+        q_BTNH = (q_BTNH.astype(jnp.float32) * scale).astype(q_BTNH.dtype)
+    q_BNTH = _pad(q_BTNH, "edge").swapaxes(1, 2)
     k_BKSH, v_BKSH = (_pad(x, "constant").swapaxes(1, 2) for x in (k_BSKH, v_BSKH))
     segments = kernel_lib.SegmentIds(_pad(segments_BT, "edge"), _pad(segments_BS, "constant"))
-    out_BNTH: Any = jax.vmap(made)(q_BNTH, k_BKSH, v_BKSH, segments)
+    called = partial_sums.gradient(_by_row)
+    out_BNTH: Any = called((made, segments), q_BNTH, k_BKSH, v_BKSH)
     return out_BNTH.swapaxes(1, 2)[:, :length]
+
+
+def _by_row(constant: tuple, q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array) -> Any:
+    made, segments = constant
+    return jax.vmap(made)(q_BNTH, k_BKSH, v_BKSH, segments)
 
 
 def _padded(length: int) -> int:

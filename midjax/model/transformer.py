@@ -291,10 +291,18 @@ def embedded(
     config: architecture.TransformerConfig, params: Params, tokens_BT: Int[Array, "B T"]
 ) -> Float[Array, "B T D"]:
     """The stream before the first layer, in the compute dtype."""
-    # The table is whole in width for the lookup: rows of the batch are split over the mesh axis
-    # that splits the width, and the two can't be in one array.
-    table_VD = sharding.constrain(placed(config, params, "embed"), ("vocab", None))
+    table_VD = placed(config, params, "embed")
+    # Rows of the batch and the table's width are split over one mesh axis, and the two can't be in
+    # one array. Where that is the only axis, every device looks up its part of the width for all
+    # rows, and what it found travels, forward and as gradient; elsewhere the whole table does.
+    by_width = sharding.only_splits(("batch", "embed"), "fsdp")
+    if by_width:
+        tokens_BT = sharding.constrain(tokens_BT, ("copy_batch", None))
+    else:
+        table_VD = sharding.constrain(table_VD, ("vocab", None))
     x_BTD = jnp.take(table_VD, tokens_BT, axis=0).astype(config.compute_dtype)
+    if by_width:
+        x_BTD = sharding.constrain(x_BTD, ("copy_batch", None, "embed"))
     if config.embed_scale is not None:
         x_BTD = x_BTD * jnp.asarray(config.embed_scale, x_BTD.dtype)
     return sharding.constrain(x_BTD, ("batch", "length", None))

@@ -159,8 +159,9 @@ def _attention(
     queries, keys = arrays[0], arrays[min(1, len(arrays) - 1)]
     products = 2
     if "dkv" in instruction.name:
-        fused = re.search(r'use_fused_bwd_kernel\\*"?: true', instruction.attributes)
-        products = 5 if fused or "fused" in instruction.name else 4
+        # Beside the gradients of keys and values it writes partial ones of the queries.
+        gradients = [s for s in instruction.shapes if len(s.dims) >= 3 and s.dims[-1] in _HEAD_DIMS]
+        products = 5 if len(gradients) > 2 else 4
     elif re.search(r"_dq|dq_", instruction.name):
         products = 3
     looked_at = min(share, _window_share(instruction, operands, queries, keys))

@@ -37,6 +37,7 @@ class Search:
         "offload_inputs",
         "offload_attention",
         "offload_projections",
+        "offload_all_but_mlp",
     )
     state_sharding: tuple[placement.Sharding, ...] = ("as_params",)
     state_memory: tuple[placement.Memory, ...] = ("device",)

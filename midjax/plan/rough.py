@@ -28,6 +28,7 @@ _AGAIN = {
     "offload_inputs": (True, True),
     "offload_attention": (True, False),
     "offload_projections": (False, False),
+    "offload_all_but_mlp": (False, False),
 }
 # Of the peak, in a product; of the links.
 _PRODUCTS, _ATTENTION, _LINKS = 0.7, 0.4, 0.8
@@ -152,16 +153,17 @@ def _saved(model: architecture.TransformerConfig, tensor: int) -> tuple[float, f
     heads = model.heads * model.head_dim / tensor
     keys = 2 * model.kv_heads * model.head_dim / tensor
     mlp = 0 if model.experts is not None else 2 * model.ffn_dim / tensor
-    projections = 2 * heads + keys + stream + mlp
+    projections = 2 * heads + keys + mlp
     on_chip, in_host = {
-        "none": (projections + stream, 0.0),
-        "dots": (projections + stream, 0.0),
+        "none": (projections + 2 * stream, 0.0),
+        "dots": (projections + 2 * stream, 0.0),
         "full": (stream, 0.0),
         "save_attention": (stream + heads, 0.0),
         "save_projections": (projections + stream, 0.0),
         "offload_inputs": (0.0, stream),
         "offload_attention": (0.0, stream + heads),
         "offload_projections": (0.0, projections + stream),
+        "offload_all_but_mlp": (mlp, projections + stream - mlp),
     }[model.remat]
     return size * on_chip, size * in_host
 

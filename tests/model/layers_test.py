@@ -93,3 +93,24 @@ def test_norms_start_as_the_identity():
         want = centred / jnp.sqrt(jnp.square(centred).mean(-1, keepdims=True))
         np.testing.assert_allclose(y, want, atol=1e-5)
         assert jax.tree.leaves(nnx.split(made)[1])
+
+
+@pytest.mark.parametrize(
+    ("shape", "weights"), [((2, 3, 8), (8, 4, 6)), ((2, 3, 4, 6), (4, 6, 8)), ((2, 3, 8), (8, 5))]
+)
+def test_a_tpu_projects_with_axes_apart(monkeypatch, shape, weights):
+    """The same numbers and gradients as one product of two matrices."""
+    rng = np.random.default_rng(1)
+    x, w = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in (shape, weights))
+
+    def project(x, w):
+        return layers.project(x, w, "float32")
+
+    flat, back = jax.vjp(project, x, w)
+    monkeypatch.setattr(layers.sharding, "platform", lambda: "tpu")
+    apart, apart_back = jax.vjp(project, x, w)
+    assert apart.shape == flat.shape == (*shape[:2], *weights[len(shape) - 2 :])
+    np.testing.assert_allclose(apart, flat, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(apart_back(flat), back(flat), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-4)
+    assert "reshape" not in str(jax.make_jaxpr(project)(x, w))

@@ -68,3 +68,21 @@ def test_a_tpu_in_bfloat16_exchanges_by_a_product(monkeypatch):
     jax.clear_caches()
     assert products(jnp.bfloat16) == 1 and products(jnp.float32) == 0
     jax.clear_caches()
+
+
+@pytest.mark.parametrize("pairs", [8, 5])
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_a_scale_multiplies_the_result_and_the_gradient(monkeypatch, pairs, platform):
+    monkeypatch.setattr(sharding, "platform", lambda: platform)
+    x, cos, sin = inputs(jnp.float32, pairs)
+    for dtype, rtol in ((jnp.float32, 1e-6), (jnp.bfloat16, 2**-7)):
+        low = x.astype(dtype)
+        scaled, back = jax.vjp(lambda x: rotation.rotate(x, cos, sin, 0.125), low)
+        plain, plain_back = jax.vjp(lambda x: rotation.rotate(x, cos, sin), low)
+        # An eighth is exact in every dtype.
+        np.testing.assert_allclose(
+            np.float32(scaled), np.float32(plain) / 8, rtol=rtol, atol=rtol / 8
+        )
+        np.testing.assert_allclose(
+            np.float32(back(plain)[0]), np.float32(plain_back(plain)[0]) / 8, rtol=rtol, atol=rtol
+        )

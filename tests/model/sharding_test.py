@@ -97,6 +97,18 @@ def test_constrain_without_a_mesh_is_nothing():
     assert sharding.constrain(x, ("batch", None)) is x
 
 
+def test_which_axis_is_the_only_one():
+    def only(**sizes):
+        sizes = {"data": 1, "fsdp": 1, "context": 1, "expert": 1, "tensor": 1} | sizes
+        mesh = jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
+        with jax.sharding.use_abstract_mesh(mesh):
+            return sharding.only_splits(("batch", "embed"), "fsdp")
+
+    assert only(fsdp=4) and only(data=2, fsdp=4)
+    assert not only() and not only(data=4)
+    assert not only(fsdp=4, tensor=2) and not only(fsdp=4, context=2) and not only(tensor=4)
+
+
 def outcome(mesh):
     """Parameters, logits, losses and gradients as made under a mesh."""
     tokens, segments, positions = tiny_model.rows(4, 24)
@@ -151,10 +163,10 @@ def refusals():
     return found
 
 
-def gathered_activations():
-    """Shapes that fsdp 2 x context 2 gathers in a gradient, two rows of 64 tokens on each shard."""
-    mesh = sharding.make(sharding.Mesh(data=1, fsdp=2, tensor=1, context=2), jax.devices()[:4])
-    config = tiny_model.config(layers=2, loss_chunk_tokens=16)
+def travelling(kind, **mesh):
+    """Shapes that such collectives of a gradient give, four rows of 128 tokens over four devices."""
+    mesh = sharding.make(sharding.Mesh(data=1, tensor=1, **mesh), jax.devices()[:4])
+    config = tiny_model.config(layers=2, loss_chunk_tokens=16, tied_head=False)
     axes, shapes = transformer.logical_axes(config), transformer.abstract(config)
     params = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -169,7 +181,7 @@ def gathered_activations():
 
     with jax.set_mesh(mesh):
         text = jax.jit(jax.grad(objective)).lower(params, row, row, row).compile().as_text()
-    found = re.findall(r"= \w+\[([\d,]+)\]\S* all-gather\(", text)
+    found = re.findall(rf"= \w+\[([\d,]+)\]\S* {kind}\(", text)
     return sorted({tuple(map(int, shape.split(","))) for shape in found})
 
 
@@ -206,8 +218,17 @@ def test_context_splits_the_work_of_every_layer(four_devices):
     assert set(whole_rows) <= keys | ids, whole_rows
 
 
+def test_where_fsdp_is_the_only_axis_the_embedding_stays(four_devices):
+    """Each device looks up its part of the width; elsewhere the table travels."""
+    table = (96, 32)
+    assert table in four_devices["gathered"]
+    assert table not in four_devices["gathered over fsdp"]
+
+
 def main(out):
-    found = {"refusals": refusals(), None: outcome(None), "gathered": gathered_activations()}
+    found = {"refusals": refusals(), None: outcome(None)}
+    found["gathered"] = travelling("all-gather", fsdp=2, context=2)
+    found["gathered over fsdp"] = travelling("all-gather", fsdp=4)
     for sizes in MESHES:
         found[sizes] = outcome(made(*sizes))
     pathlib.Path(out).write_bytes(pickle.dumps(found))

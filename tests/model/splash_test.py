@@ -98,7 +98,10 @@ def test_blocks_are_not_longer_than_the_window():
 
 def test_backward_is_fused_while_key_blocks_are_few():
     assert blocks(4096).use_fused_bwd_kernel and blocks(4096).block_q_dq is None
-    assert not blocks(8192).use_fused_bwd_kernel and blocks(8192).block_q_dq == 1024
+    assert blocks(4096).block_kv_dkv == 1024 and blocks(8192).block_kv_dkv == 2048
+    assert blocks(8192).block_kv_dkv_compute == 1024
+    assert blocks(32_768).use_fused_bwd_kernel
+    assert not blocks(65_536).use_fused_bwd_kernel and blocks(65_536).block_q_dq == 1024
     assert not blocks(4096, window=2048).use_fused_bwd_kernel
 
 

@@ -112,9 +112,14 @@ def test_attention_by_the_kernels_name(name, products):
     assert kernel(name, HEADS, [HEADS, KEYS, KEYS], share=1.0).flops == 2 * products * PAIRS
 
 
-def test_both_gradients_in_one_kernel():
-    mark = ', metadata={op_name="x"}, a="{\\"use_fused_bwd_kernel\\": true}"'
-    assert kernel("splash_mha_dkv.1", HEADS, [HEADS, KEYS, KEYS], mark).flops == 2 * 5 * PAIRS * 0.5
+def test_all_gradients_in_one_kernel():
+    """It is told by what it writes: partial gradients of the queries for each block of keys."""
+    partial = "bf16[64,32,8192,128]{3,2,1,0}"
+    written = f"({partial}, {KEYS}, {KEYS})"
+    found = kernel("splash_mha_dkv.1", written, [HEADS, KEYS, KEYS])
+    assert found.flops == 2 * 5 * PAIRS * 0.5
+    apart = kernel("splash_mha_dkv.1", f"({KEYS}, {KEYS})", [HEADS, KEYS, KEYS])
+    assert apart.flops == 2 * 4 * PAIRS * 0.5
 
 
 def test_a_sliding_window_is_read_off_the_kernels_table():

@@ -70,6 +70,10 @@ SIZES = {
         dim=256, layers=4, heads=4, kv_heads=2, ffn_dim=704, vocab_size=4096, row_tokens=256,
         batch_rows=16,
     ),
+    "demo": Size(  # of midjax's demo, but for its tied head
+        dim=128, layers=4, heads=4, kv_heads=2, ffn_dim=384, vocab_size=2048, row_tokens=256,
+        batch_rows=4,
+    ),
 }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ found = $(or $(call version,$(PYTHON)),no Python)
 asked = $(if $(filter-out file,$(origin PYTHON)),$(call version,$(PYTHON)))
 installed = $(call version,$(BIN)/python)
 
-.PHONY: help demo test lint bench-data bench-import bench-long-context bench-low-precision bench-train bench-tpu bench-tpu-short \
+.PHONY: help demo test lint bench-data bench-eval bench-import bench-long-context bench-low-precision bench-train bench-tpu bench-tpu-short \
   plan-memory plan-published check-launch pods clean check-python
 .DEFAULT_GOAL := help
 
@@ -27,6 +27,7 @@ help:
 	@echo "make test     set up with the test extras, then all tests"
 	@echo "make lint     ruff check, ruff format --check, mypy"
 	@echo "make bench-data           packing, mixing and tokenizing against seqio, Grain and tokenizers"
+	@echo "make bench-eval           continuations per second against transformers.generate"
 	@echo "make bench-import         host memory of importing and exporting a 1B checkpoint"
 	@echo "make bench-long-context   memory of Llama-3.1-8B at 131,072 tokens, by the TPU's compiler"
 	@echo "make bench-low-precision  which products a TPU computes in 8 bits, by its compiler"
@@ -53,6 +54,9 @@ lint: $(STAMPS)/dev
 
 bench-data: $(STAMPS)/run
 	$(BIN)/python tests/bench/data_speed.py
+
+bench-eval: $(STAMPS)/test
+	$(BIN)/python tests/bench/eval_generate.py
 
 bench-import: $(STAMPS)/run
 	$(BIN)/python tests/bench/import_memory.py

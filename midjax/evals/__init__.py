@@ -7,7 +7,7 @@ token folder of long documents --plan "whole"--> rows --model--+-- per position:
 
 keys hidden in haystacks --> rows --model--> accuracy and nats of the keys
 
-prompts --tokenizer--> padded buffer --model, token by token--> continuations
+requests --tokenizer--> prompts --model with a cache, chunks of tokens--> continuations
 
 a model's code --code--> programs --sandbox--> verdicts
 a model's function calls --calls--> right, or why not
@@ -24,7 +24,10 @@ data folder --task_data--> documents --render--> instances --Engine--> answers
 
 loss.py      bits per byte and loss by position, each defined by a formula in its docstring
 needle.py    pass keys in long text, with and without the line that tells them
-generate.py  greedy or seeded sampling
+generate.py  requests for continuations: texts in, texts out, cut at stop texts
+batcher.py   many continuations at once: packed prompts, a cache, rows filled anew as they end
+packing.py   prompts of different lengths end to end
+sampling.py  the next token from its logits: greedy, temperature, top-p
 sandbox/     runs model-written code behind walls that were tested, or refuses
 code/        HumanEval, MBPP, infilling, HumanEvalFix, CRUXEval: text -> program to judge
 calls/       function calling, as BFCL matches it

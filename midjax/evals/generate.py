@@ -1,27 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Continuations of prompts: greedy, or sampled with a seed.
+"""Requests for continuations -> texts.
 
-Each new token is a forward pass over the whole buffer [B, L] (L = longest prompt + new tokens).
-Attention is causal, so what stands behind a row's last token can't change what comes next, and
-rows of different lengths share one buffer and one compilation.
+    context --tokenizer--> BOS and ids --batcher--> new ids --tokenizer--> text, cut where it stops
 
-B = rows, S = shards of the mesh's context axis, D = model width.
+A stop text is looked for in the text, not among the tokens: it may begin and end within one. What
+counts is the first token with which a stop text is there; the continuation is cut before the
+leftmost stop text that is there then. So nothing depends on how often somebody looks.
 """
 
 import dataclasses
-import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import tokenizers
-from jaxtyping import Bool, Float, Int
 
-from midjax.evals import loss
-from midjax.model import architecture, context, sharding, transformer
-from midjax.units import ceil_div
+from midjax.evals import batcher, requests, sampling
+
+# How many tokens of a prompt are decoded with what follows it, where these say as much as all.
+_ANCHOR_TOKENS = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +27,7 @@ class Samples:
       prompts: texts to continue; BOS is put before each.
       max_new_tokens: a continuation ends at EOS or here.
       temperature: 0 takes the likeliest token; otherwise logits are divided by it and sampled.
-      seed: of the sampling; token j of prompt i depends on (seed, i, j) only.
+      seed: of the sampling; token j of a continuation depends on (seed, prompt, j) only.
     """
 
     prompts: tuple[str, ...]
@@ -43,143 +38,144 @@ class Samples:
     def __post_init__(self) -> None:
         if not self.prompts:
             raise ValueError("Samples.prompts is empty. Give a prompt, or set samples to None.")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be 1 or more, got {self.max_new_tokens}.")
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature must be 0 or more, got {self.temperature}.")
+        self.asked()
+
+    def asked(self) -> list[requests.Generate]:
+        """One for each prompt."""
+        return [
+            requests.Generate(
+                context=prompt,
+                stop=(),
+                max_new_tokens=self.max_new_tokens,
+                temperature=self.temperature,
+                seed=self.seed,
+            )
+            for prompt in self.prompts
+        ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """A model that continues texts.
+
+    Attributes:
+      model: what writes.
+      tokenizer: its tokenizer.
+      bos_id: put before each context that does not begin with it; None puts none.
+    """
+
+    model: batcher.Model
+    tokenizer: tokenizers.Tokenizer
+    bos_id: int | None
+
+    def generate(self, asked: Sequence[requests.Generate]) -> list[tuple[str, ...]]:
+        """For each request its `samples` continuations, without what stopped them.
+
+        Raises:
+          ValueError: a context does not fit; see `prompt_ids`. Nothing has been computed then.
+        """
+        context_tokens = self.model.config.context_tokens
+        prompts = prompt_ids(asked, self.tokenizer, self.bos_id, context_tokens)
+        texts, wanted = [], []
+        for request, prompt in zip(asked, prompts, strict=True):
+            text = Continuation(self.tokenizer, prompt, request.stop)
+            for sample in range(request.samples):
+                texts.append(text)
+                wanted.append(
+                    batcher.Asked(
+                        prompt=tuple(prompt),
+                        max_new_tokens=request.max_new_tokens,
+                        temperature=request.temperature,
+                        top_p=request.top_p,
+                        key=sampling.key_of(request.seed, prompt, sample),
+                    )
+                )
+
+        def ended(grown: Mapping[int, Sequence[int]]) -> set[int]:
+            return {number for number, new in grown.items() if texts[number].has_stopped(new)}
+
+        found = batcher.continuations(self.model, wanted, ended)
+        answers = (text.cut(new) for text, new in zip(texts, found, strict=True))
+        return [tuple(next(answers) for _ in range(request.samples)) for request in asked]
 
 
 def prompt_ids(
-    config: Samples, tokenizer: tokenizers.Tokenizer, bos_id: int | None, context_tokens: int
+    asked: Sequence[requests.Generate],
+    tokenizer: tokenizers.Tokenizer,
+    bos_id: int | None,
+    context_tokens: int,
 ) -> list[list[int]]:
-    """Token ids of the prompts, BOS first.
+    """Token ids of the contexts, BOS first.
 
     Raises:
-      ValueError: a prompt without a token, or one that doesn't fit the context with what follows.
+      ValueError: a context without a token, or one that doesn't fit with what follows.
     """
-    head = [] if bos_id is None else [bos_id]
+    encoded = tokenizer.encode_batch([one.context for one in asked], add_special_tokens=False)
     found = []
-    for prompt in config.prompts:
-        ids = [*head, *tokenizer.encode(prompt, add_special_tokens=False).ids]
+    for request, ids in zip(asked, (one.ids for one in encoded), strict=True):
+        if bos_id is not None and ids[:1] != [bos_id]:
+            ids = [bos_id, *ids]
         if not ids:
             raise ValueError("An empty prompt needs a BOS token, and this tokenizer has none.")
-        if len(ids) + config.max_new_tokens > context_tokens:
+        if len(ids) + request.max_new_tokens > context_tokens:
             raise ValueError(
-                f"Prompt {prompt[:40]!r} has {len(ids)} tokens; with max_new_tokens="
-                f"{config.max_new_tokens} it exceeds the model's context of {context_tokens}. "
-                "Shorten one of them."
+                f"Prompt {request.context[:40]!r} has {len(ids)} tokens; with max_new_tokens="
+                f"{request.max_new_tokens} it exceeds the model's context of {context_tokens}. "
+                "Shorten one of them, give fewer shots, or evaluate with a longer context_tokens "
+                "and a rope that is made for it."
             )
         found.append(ids)
     return found
 
 
-def complete(
-    config: Samples,
-    model_config: architecture.TransformerConfig,
-    params: Any,
-    prompts: Sequence[Sequence[int]],
-    *,
-    eos_id: int | None,
-    vocab_size: int,
-    jax_mesh: jax.sharding.Mesh | None = None,
-) -> list[list[int]]:
-    """New token ids for each prompt, without EOS.
+class Continuation:
+    """The text that new tokens add to a prompt, up to a stop text.
 
     Args:
-      vocab_size: ids from here on (rows that pad the embedding) are never chosen.
+      tokenizer: of both.
+      prompt: token ids.
+      stop: texts; one that is a special token of the tokenizer, which has no text, stops too.
     """
-    divisor = loss.row_divisor(jax_mesh)
-    rows = -(-len(prompts) // divisor) * divisor
-    padded = [*prompts, *[prompts[0]] * (rows - len(prompts))]
-    lengths = np.array([len(prompt) for prompt in padded], np.int32)
-    shards = 1 if jax_mesh is None else context.shards(jax_mesh.shape)
-    multiple = 1 if shards == 1 else 2 * shards  # see `context.order`
-    buffer = ceil_div(int(lengths.max()) + config.max_new_tokens, multiple) * multiple
-    tokens = np.zeros((rows, buffer), np.int32)
-    for row, prompt in enumerate(padded):
-        tokens[row, : len(prompt)] = prompt
-    run = functools.partial(
-        _complete,
-        model_config,
-        config.max_new_tokens,
-        config.temperature,
-        -1 if eos_id is None else eos_id,
-        vocab_size,
-        shards,
-    )
-    key = jax.random.key(config.seed)
-    if jax_mesh is None:
-        filled, ends = jax.jit(run)(params, key, tokens, lengths)
-    else:
-        by_row = sharding.batch(jax_mesh)
-        first = jax.sharding.PartitionSpec(by_row.spec[0])
-        everywhere = jax.sharding.NamedSharding(jax_mesh, jax.sharding.PartitionSpec())
-        with jax.set_mesh(jax_mesh):
-            filled, ends = jax.jit(run, out_shardings=everywhere)(
-                params,
-                key,
-                loss.place(tokens, by_row),
-                loss.place(lengths, jax.sharding.NamedSharding(jax_mesh, first)),
-            )
-    filled, ends = np.asarray(filled), np.asarray(ends)
-    return [filled[i, len(p) : ends[i]].tolist() for i, p in enumerate(prompts)]
 
+    def __init__(
+        self, tokenizer: tokenizers.Tokenizer, prompt: Sequence[int], stop: Sequence[str]
+    ) -> None:
+        self._tokenizer, self._stop = tokenizer, tuple(stop)
+        added = tokenizer.get_added_tokens_decoder().items() if stop else ()
+        self._stop_ids = {id for id, one in added if one.special and one.content in stop}
+        # Some decoders drop a space at the start of a text, so new tokens are decoded after others.
+        whole = tokenizer.decode(list(prompt))
+        self._anchor = list(prompt)
+        short = self._anchor[-_ANCHOR_TOKENS:]
+        if (text := tokenizer.decode(short)) and whole.endswith(text):
+            self._anchor, whole = short, text
+        self._before = whole
 
-def text_of(tokenizer: tokenizers.Tokenizer, prompt: Sequence[int], new: Sequence[int]) -> str:
-    """The text that `new` adds to `prompt`: some decoders drop a space at the start of a text."""
-    before, whole = tokenizer.decode(list(prompt)), tokenizer.decode([*prompt, *new])
-    return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(list(new))
+    def text(self, new: Sequence[int]) -> str:
+        """What `new` adds; bytes that are no character (yet) are U+FFFD."""
+        whole = self._tokenizer.decode([*self._anchor, *new])
+        if whole.startswith(self._before):
+            return whole[len(self._before) :]
+        return self._tokenizer.decode(list(new))
 
+    def has_stopped(self, new: Sequence[int]) -> bool:
+        """Whether a stop text is there."""
+        if not self._stop:
+            return False
+        if self._stop_ids and not self._stop_ids.isdisjoint(new):
+            return True
+        text = self.text(new)
+        return any(stop in text for stop in self._stop)
 
-def _complete(
-    config: architecture.TransformerConfig,
-    max_new_tokens: int,
-    temperature: float,
-    eos_id: int,
-    vocab_size: int,
-    shards: int,
-    params: Any,
-    key: jax.Array,
-    tokens: Int[jax.Array, "B L"],
-    lengths: Int[jax.Array, " B"],
-) -> tuple[Int[jax.Array, "B L"], Int[jax.Array, " B"]]:
-    """Fills the buffer, which is in natural order; returns it and where each row ends."""
-    row = jnp.arange(tokens.shape[0])
-    segments = jnp.ones_like(tokens)
-    order = context.order(tokens.shape[1], shards)
-    natural = jnp.asarray(context.natural(tokens.shape[1], shards))
-    positions = jnp.broadcast_to(jnp.asarray(order), tokens.shape)
-
-    def unfinished(state: tuple) -> Bool[jax.Array, ""]:
-        step, _, _, done = state
-        return (step < max_new_tokens) & ~done.all()
-
-    def one_token(state: tuple) -> tuple:
-        step, tokens, ends, done = state
-        hidden_BLD = transformer.hidden(config, params, tokens[:, order], segments, positions)
-        last = natural[ends - 1][:, None, None]
-        # The same place for every shard: `logits` splits places over them.
-        last_BSD = jnp.take_along_axis(hidden_BLD, jnp.repeat(last, shards, axis=1), axis=1)
-        logits_BV = transformer.logits(config, params, last_BSD)[:, 0]
-        token = _choose(logits_BV[:, :vocab_size], temperature, key, row, step)
-        done = done | (token == eos_id)
-        tokens = tokens.at[row, ends].set(jnp.where(done, tokens[row, ends], token))
-        return step + 1, tokens, jnp.where(done, ends, ends + 1), done
-
-    start = (jnp.int32(0), tokens, lengths, jnp.zeros(tokens.shape[0], bool))
-    _, tokens, ends, _ = jax.lax.while_loop(unfinished, one_token, start)
-    return tokens, ends
-
-
-def _choose(
-    logits_BV: Float[jax.Array, "B V"],
-    temperature: float,
-    key: jax.Array,
-    row: Int[jax.Array, " B"],
-    step: Int[jax.Array, ""],
-) -> Int[jax.Array, " B"]:
-    if temperature == 0:
-        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i), step))(row)
-    drawn = jax.vmap(jax.random.categorical)(keys, logits_BV / temperature)
-    return drawn.astype(jnp.int32)
+    def cut(self, new: Sequence[int]) -> str:
+        """The text before what stopped it."""
+        if not self.has_stopped(new):
+            return self.text(new)
+        # The fewest tokens with which it has stopped: once a text is there, it stays.
+        low, high = 1, len(new)
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.has_stopped(new[:middle]) else (middle + 1, high)
+        text = self.text(new[:low])
+        at = [place for stop in self._stop if (place := text.find(stop)) >= 0]
+        return text[: min(at, default=len(text))]

@@ -23,11 +23,11 @@ import tokenizers
 
 from midjax import files, log
 from midjax.batches import shards, vocabulary
-from midjax.evals import generate, loss, needle
+from midjax.evals import batcher, generate, loss, needle
 from midjax.evals.generate import Samples
 from midjax.evals.loss import LongDocuments
 from midjax.evals.needle import Needles
-from midjax.model import architecture, context, sharding
+from midjax.model import architecture, context, hf_generation, sharding
 from midjax.units import ceil_div
 
 
@@ -86,7 +86,6 @@ class _Inputs:
     tokenizer: tokenizers.Tokenizer
     tokenizer_hash: str
     vocab_size: int
-    prompts: list[list[int]]
     needle: needle.Inputs | None
 
 
@@ -208,16 +207,15 @@ def check(
             f"No document of {config.long.source!r} has {config.long.row_tokens + 1} tokens; the "
             f"longest has {lengths.max()}. Choose a smaller Eval.long.row_tokens."
         )
-    prompts = []
     if config.samples:
         bos = sources[config.domains[0]].manifest["bos_id"]
-        prompts = generate.prompt_ids(config.samples, tokenizer, bos, model_config.context_tokens)
+        asked = config.samples.asked()
+        generate.prompt_ids(asked, tokenizer, bos, model_config.context_tokens)
     return _Inputs(
         sources=sources,
         tokenizer=tokenizer,
         tokenizer_hash=facts["tokenizer_hash"],
         vocab_size=facts["vocab_size"],
-        prompts=prompts,
         needle=needles,
     )
 
@@ -271,16 +269,22 @@ def _samples(
 ) -> list[dict[str, str]]:
     if config.samples is None:
         return []
-    new = generate.complete(
-        config.samples,
-        model_config,
-        params,
-        inputs.prompts,
-        eos_id=inputs.sources[config.domains[0]].manifest["eos_id"],
-        vocab_size=inputs.vocab_size,
-        jax_mesh=jax_mesh,
+    manifest = inputs.sources[config.domains[0]].manifest
+    said = hf_generation.kept(config.run)
+    eos_ids = {manifest["eos_id"], *(said.eos_ids if said else ())} - {None}
+    sampler = generate.Sampler(
+        model=batcher.Model(
+            config=model_config,
+            params=params,
+            vocab_size=inputs.vocab_size,
+            eos_ids=tuple(sorted(eos_ids)),
+            jax_mesh=jax_mesh,
+        ),
+        tokenizer=inputs.tokenizer,
+        bos_id=manifest["bos_id"],
     )
+    found = sampler.generate(config.samples.asked())
     return [
-        {"prompt": prompt, "continuation": generate.text_of(inputs.tokenizer, ids, added)}
-        for prompt, ids, added in zip(config.samples.prompts, inputs.prompts, new, strict=True)
+        {"prompt": prompt, "continuation": text}
+        for prompt, (text,) in zip(config.samples.prompts, found, strict=True)
     ]

@@ -4,10 +4,11 @@
     attend(kernel, q, k, v, segments)  --reference-->  the definition, all scores in memory
                                        --blocked---->  blocks of queries, on any platform
                                        --splash----->  the TPU's kernel
+    look_back(q, k, v, seen)           one query per row, over keys of a cache
 
-`attend` is what the model calls. Under a mesh every device attends for its own rows, heads and
-queries; where `context` splits the length, keys and values are gathered over it, and the queries
-are those of `context.order`.
+`attend` is what the model calls, and `look_back` where it writes token by token. Under a mesh every
+device attends for its own rows, heads and queries; where `context` splits the length, keys and
+values are gathered over it, and the queries are those of `context.order`.
 
 Shape suffixes: B batch, T query length, S key length, N query heads, K key and value heads,
 G = N / K query heads per key head, H head size.
@@ -96,6 +97,15 @@ class Options:
         if self.softcap is None:
             return scores
         return self.softcap * jnp.tanh(scores / self.softcap)
+
+
+def options(config: architecture.TransformerConfig, kind: architecture.LayerType) -> Options:
+    """Those of a kind of layers."""
+    return Options(
+        scale=config.attention_scale or 1 / math.sqrt(config.head_dim),
+        window_tokens=config.window_of(kind),
+        softcap=config.attention_softcap,
+    )
 
 
 def mask(
@@ -189,7 +199,7 @@ def _on_mesh(
 
     def part(made, q_BTNH, k_BTKH, v_BTKH, segments_BT):  # type: ignore[no-untyped-def]
         if whole:
-            k_BTKH, v_BTKH = (_used_heads(x, heads, tensor) for x in (k_BTKH, v_BTKH))
+            k_BTKH, v_BTKH = (_used_heads(x, heads, tensor, 2) for x in (k_BTKH, v_BTKH))
         k_BSKH, v_BSKH, segments_BS = (
             context.gathered(x, 1, shards) for x in (k_BTKH, v_BTKH, segments_BT)
         )
@@ -209,16 +219,73 @@ def _on_mesh(
     )(made, q_BTNH, k_BTKH, v_BTKH, segments_BT)
 
 
-def _used_heads(x_BTKH: Array, heads: int, tensor: int) -> Array:
+def look_back(
+    made: Options,
+    q_BTNH: Float[Array, "B T N H"],
+    k_BKSH: Float[Array, "B K S H"],
+    v_BKSH: Float[Array, "B K S H"],
+    seen_BS: Bool[Array, "B S"],
+) -> Float[Array, "B T N H"]:
+    """`attend` for T = 1: of each row one query, over keys that lie in a cache.
+
+    Uses the mesh in force: rows are split over its batch axes, heads over `tensor`.
+
+    Args:
+      made: scale and soft cap. The window is the caller's, who knows how old a key is.
+      q_BTNH: queries.
+      k_BKSH, v_BKSH: keys and values, a head's lying together: so the products need no copy of
+        the cache in another order, which on a CPU would take longer than they do.
+      seen_BS: which keys the query sees; one at least.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return _look_back(made, q_BTNH, k_BKSH, v_BKSH, seen_BS)
+    heads, tensor = q_BTNH.shape[2], mesh.shape["tensor"]
+    cached: sharding.Axes = ("batch", "kv_heads", None, "head_dim")
+    queries = sharding.spec(("batch", None, "heads", "head_dim"), q_BTNH.shape, mesh.shape)
+    keys = sharding.spec(cached, k_BKSH.shape, mesh.shape)
+    whole = keys[1] is None and tensor > 1
+
+    def part(q_BTNH, k_BKSH, v_BKSH, seen_BS):  # type: ignore[no-untyped-def]
+        if whole:
+            k_BKSH, v_BKSH = (_used_heads(x, heads, tensor, 1) for x in (k_BKSH, v_BKSH))
+        return _look_back(made, q_BTNH, k_BKSH, v_BKSH, seen_BS)
+
+    return jax.shard_map(
+        part,
+        mesh=mesh,
+        in_specs=(queries, keys, keys, sharding.spec(("batch", None))),
+        out_specs=queries,
+    )(q_BTNH, k_BKSH, v_BKSH, seen_BS)
+
+
+def _look_back(
+    made: Options,
+    q_BTNH: Float[Array, "B T N H"],
+    k_BKSH: Float[Array, "B K S H"],
+    v_BKSH: Float[Array, "B K S H"],
+    seen_BS: Bool[Array, "B S"],
+) -> Float[Array, "B T N H"]:
+    batch, _, heads, head_dim = q_BTNH.shape
+    kv_heads = k_BKSH.shape[1]
+    q_BTNH = (q_BTNH.astype(jnp.float32) * made.scale).astype(q_BTNH.dtype)
+    q_BKGH = q_BTNH.reshape(batch, kv_heads, heads // kv_heads, head_dim)
+    scores_BKGS = made.capped(_einsum("BKGH,BKSH->BKGS", q_BKGH, k_BKSH))
+    share_BKGS = jax.nn.softmax(jnp.where(seen_BS[:, None, None], scores_BKGS, _MASKED), axis=-1)
+    out_BKGH = _einsum("BKGS,BKSH->BKGH", share_BKGS.astype(v_BKSH.dtype), v_BKSH)
+    return out_BKGH.astype(v_BKSH.dtype).reshape(q_BTNH.shape)
+
+
+def _used_heads(x: Array, heads: int, tensor: int, axis: int) -> Array:
     """Of key heads that every device holds, those that this device's query heads use.
 
     Device j has the query heads [j * N / t, (j + 1) * N / t). Every run of gcd(N / t, G) of them
     shares a key head, so that keys are repeated only where a device's share cuts through groups.
     """
-    share, group = heads // tensor, heads // x_BTKH.shape[2]
+    share, group = heads // tensor, heads // x.shape[axis]
     run = math.gcd(share, group)
     first = jax.lax.axis_index("tensor") * share + jnp.arange(0, share, run)
-    return jnp.take(x_BTKH, first // group, axis=2)
+    return jnp.take(x, first // group, axis=axis)
 
 
 def _splash(

@@ -47,6 +47,14 @@ class Said:
         both = {**whole, **hf.language_model(whole)[0]}
         return {key: both[key] for key in IDS if key in both}
 
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The tokens that end a text: of generation_config.json, which goes first in transformers
+        too, or else of config.json."""
+        generation = json.loads(self.generation or b"{}")
+        ids = generation.get("eos_token_id", self.ids.get("eos_token_id"))
+        return tuple(ids) if isinstance(ids, list) else () if ids is None else (ids,)
+
 
 def read(folder: str) -> Said:
     """What a Hugging Face folder says.

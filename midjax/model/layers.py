@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -110,6 +111,10 @@ def by_token(
     return flat.reshape(*x_BTX.shape[:2], -1)
 
 
+# (options, queries, keys, values) -> what the queries saw, and what the caller wants kept.
+Attend = Callable[[attention.Options, Array, Array, Array], tuple[Array, Any]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Context:
     """What the layers share, made once per step.
@@ -117,15 +122,32 @@ class Context:
     Attributes:
       segments_BT: 1.. per document; 0 is padding.
       turns: kind of layer -> (cos, sin) of its rotary embedding, each [B, T, 1, R].
+      attend: what queries look at; None is the row that they stand in, of which nothing is kept.
     """
 
     segments_BT: Int[Array, "B T"]
     turns: Mapping[str, tuple[Float32[Array, "B T 1 R"], Float32[Array, "B T 1 R"]]]
+    attend: Attend | None = None
 
     @property
     def valid_BT(self) -> Bool[Array, "B T"]:
         """False on padding."""
         return self.segments_BT > 0
+
+
+def within_rows(
+    config: architecture.TransformerConfig,
+    segments_BT: Int[Array, "B T"],
+    options: attention.Options,
+    q_BTNH: Float[Array, "B T N H"],
+    k_BTKH: Float[Array, "B T K H"],
+    v_BTKH: Float[Array, "B T K H"],
+) -> tuple[Float[Array, "B T N H"], None]:
+    """An `Attend`: queries see the keys of their document in their own row."""
+    told = dataclasses.asdict(options)
+    return attention.attend(
+        config.attention_kernel, q_BTNH, k_BTKH, v_BTKH, segments_BT, **told
+    ), None
 
 
 def _matrix(
@@ -243,9 +265,9 @@ class Layer(_Normed):
 
     def __call__(
         self, x_BTD: Float[Array, "B T D"], context: Context
-    ) -> tuple[Float[Array, "B T D"], moe.Aux | None]:
-        """The stream after this layer, and what its router did."""
-        added_BTD = self._attend(self._norm("attn_norm", x_BTD), context)
+    ) -> tuple[Float[Array, "B T D"], moe.Aux | None, Any]:
+        """The stream after this layer, what its router did, and what `context.attend` kept."""
+        added_BTD, kept = self._attend(self._norm("attn_norm", x_BTD), context)
         x_BTD = x_BTD + self._norm("attn_post_norm", added_BTD)
         y_BTD, aux = self._norm("mlp_norm", x_BTD), None
         if self.has_experts:
@@ -253,7 +275,7 @@ class Layer(_Normed):
         else:
             y_BTD = self._mlp(y_BTD)
         x_BTD = x_BTD + self._norm("mlp_post_norm", y_BTD)
-        return sharding.constrain(x_BTD, _HIDDEN_AXES), aux
+        return sharding.constrain(x_BTD, _HIDDEN_AXES), aux, kept
 
     def _project(
         self, part: architecture.QuantizedPart, x: Array, weights: nnx.Param, bias: str
@@ -272,7 +294,9 @@ class Layer(_Normed):
         flat = scale_norm(x.reshape(*x.shape[:2], -1), scale.reshape(-1), eps, kind)
         return flat.reshape(x.shape)
 
-    def _attend(self, y_BTD: Float[Array, "B T D"], context: Context) -> Float[Array, "B T D"]:
+    def _attend(
+        self, y_BTD: Float[Array, "B T D"], context: Context
+    ) -> tuple[Float[Array, "B T D"], Any]:
         config = self.config
         heads, kv_heads = (("batch", "length", n, "head_dim") for n in ("heads", "kv_heads"))
         q_BTNH = self._project("attention", y_BTD, self.wq, "q_bias")
@@ -288,26 +312,23 @@ class Layer(_Normed):
         q_BTNH = sharding.constrain(q_BTNH, heads)
         k_BTKH = sharding.constrain(k_BTKH, kv_heads)
         v_BTKH = sharding.constrain(v_BTKH, kv_heads)
-        scale = config.attention_scale or 1 / math.sqrt(config.head_dim)
+        options = attention.options(config, self.kind)
         if self.kind in context.turns:
             cos_BT1R, sin_BT1R = context.turns[self.kind]
             # Splash does not scale: with the rotation that costs no pass of its own.
             kernel = attention.chosen(config.attention_kernel)
-            here = scale if kernel.startswith("splash") else 1.0
+            here = options.scale if kernel.startswith("splash") else 1.0
             q_BTNH = rotation.rotate(q_BTNH, cos_BT1R, sin_BT1R, here)
             k_BTKH = rotation.rotate(k_BTKH, cos_BT1R, sin_BT1R)
-            scale = scale / here
-        out_BTNH = attention.attend(
-            config.attention_kernel,
+            options = dataclasses.replace(options, scale=options.scale / here)
+        attend = context.attend or functools.partial(within_rows, config, context.segments_BT)
+        out_BTNH, kept = attend(
+            options,
             ad_checkpoint.checkpoint_name(q_BTNH, "query"),
             ad_checkpoint.checkpoint_name(k_BTKH, "key"),
             ad_checkpoint.checkpoint_name(v_BTKH, "value"),
-            context.segments_BT,
-            scale=scale,
-            window_tokens=config.window_of(self.kind),
-            softcap=config.attention_softcap,
         )
-        return self._project("attention", out_BTNH, self.wo, "out_bias")
+        return self._project("attention", out_BTNH, self.wo, "out_bias"), kept
 
     def _mlp(self, y_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         gate_BTF = self._project("mlp", y_BTD, self.w_gate, "gate_bias")

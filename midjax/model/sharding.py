@@ -120,6 +120,17 @@ def make(mesh: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.shardin
     return jax.sharding.Mesh(placed, MESH_AXES, axis_types=types)
 
 
+def without_context(jax_mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
+    """The same devices, with `context` as the inner part of `fsdp`.
+
+    For rows too short to be split. Parameters stay where they are: what they are split over is
+    ("fsdp", "context") in this order, or neither.
+    """
+    data, fsdp, shards, *rest = jax_mesh.devices.shape
+    devices = jax_mesh.devices.reshape(data, fsdp * shards, 1, *rest)
+    return jax.sharding.Mesh(devices, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
 def platform() -> str:
     """What is computed on, or compiled for: that of the mesh in force, else JAX's default."""
     device = jax.sharding.get_abstract_mesh().abstract_device

@@ -15,10 +15,8 @@ it, in order: over all of them for most, over those with an mlp or with experts 
 and more where the config says so: see `layers.Layer` for their names.
 """
 
-import dataclasses
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,14 +25,19 @@ from flax import nnx
 from jax import ad_checkpoint
 from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray
 
-from midjax.model import architecture, documents, layers, moe, products, remat, rope, sharding
+from midjax.model import (
+    architecture,
+    depth,
+    documents,
+    layers,
+    moe,
+    products,
+    remat,
+    rope,
+    sharding,
+)
 
 Params = dict[str, Any]
-
-# More layers than this stay a loop, so that compiling takes the time of one layer.
-_MOST_FLAT_LAYERS = 8
-# How many layers may stand before the repeating part: some models begin with a few dense ones.
-_MOST_FIRST_LAYERS = 4
 
 
 # ---- parameters ----
@@ -136,41 +139,7 @@ def placed(config: architecture.TransformerConfig, params: Params, name: str) ->
     return sharding.constrain(params[name], _declared(config, layers.Ends)[1][name])
 
 
-# ---- the depth ----
-
-
-@dataclasses.dataclass(frozen=True)
-class _Depth:
-    """Layers as first, then `repeats` times a block of `period` layers, then the rest.
-
-    Layers of a block differ in kind; blocks are alike, so that they can be one loop.
-    """
-
-    first: int
-    period: int
-    repeats: int
-
-
-@functools.cache
-def _depth(config: architecture.TransformerConfig) -> _Depth:
-    """The split that leaves the fewest layers to be written out."""
-    kinds = [(config.layer_type(i), config.has_experts(i)) for i in range(config.layers)]
-
-    def repeats(first: int, period: int) -> int:
-        count = 1
-        while kinds[first : first + period] == kinds[first + count * period :][:period]:
-            count += 1
-        return count
-
-    best = None
-    for first in range(min(_MOST_FIRST_LAYERS, config.layers - 1) + 1):
-        for period in range(1, config.layers - first + 1):
-            split = _Depth(first, period, repeats(first, period))
-            written = config.layers - (split.repeats - 1) * period
-            if best is None or written < best[0]:
-                best = written, split
-    assert best is not None
-    return best[1]
+# ---- one layer ----
 
 
 def apply_layer(
@@ -179,84 +148,26 @@ def apply_layer(
     layer: int,
     x_BTD: Array,
     weights: Params,
-) -> tuple[Array, moe.Aux | None]:
-    """One layer, and what its router did; `layer` stands for every layer of its kind.
+) -> tuple[Array, moe.Aux | None, Any]:
+    """One layer, what its router did, and what `shared.attend` kept.
 
     Args:
       config: the model.
       shared: from `shared`.
-      layer: counted from 0.
+      layer: counted from 0; stands for every layer of its kind.
       x_BTD: the stream.
       weights: of this layer, by name.
     """
     given = (config.layer_type(layer), config.has_experts(layer))
     graph, axes = _declared(config, layers.Layer, given)
 
-    def compute(x_BTD: Array, weights: Params) -> tuple[Array, moe.Aux | None]:
+    def compute(x_BTD: Array, weights: Params) -> tuple[Array, moe.Aux | None, Any]:
         x_BTD = ad_checkpoint.checkpoint_name(x_BTD, "layer_input")
         # For the gradient's sake: see `placed`.
         weights = {name: sharding.constrain(leaf, axes[name]) for name, leaf in weights.items()}
         return nnx.merge(graph, weights)(x_BTD, shared)
 
     return remat.wrap(compute, config.remat)(x_BTD, weights)
-
-
-def _through_layers(
-    config: architecture.TransformerConfig, params: Params, shared: layers.Context, x_BTD: Array
-) -> tuple[Array, moe.Aux | None]:
-    stacks, members, depth = params["layers"], layers_of(config), _depth(config)
-    first, period, repeats = depth.first, depth.period, depth.repeats
-
-    def step(layer: int, x_BTD: Array, take: Callable[[str], Array]) -> tuple[Array, list[moe.Aux]]:
-        weights = {name: take(name) for name, having in members.items() if layer in having}
-        x_BTD, aux = apply_layer(config, shared, layer, x_BTD, weights)
-        return x_BTD, [] if aux is None else [aux]
-
-    def alone(layer: int, x_BTD: Array) -> tuple[Array, list[moe.Aux]]:
-        return step(layer, x_BTD, lambda name: stacks[name][members[name].index(layer)])
-
-    def block(x_BTD: Array, pieces: Params) -> tuple[Array, Any]:
-        taken = dict.fromkeys(pieces, 0)
-        found: list[moe.Aux] = []
-
-        def take(name: str) -> Array:
-            taken[name] += 1
-            return pieces[name][taken[name] - 1]
-
-        for layer in range(first, first + period):
-            x_BTD, aux = step(layer, x_BTD, take)
-            found += aux
-        return x_BTD, _stacked(found)
-
-    parts: list[moe.Aux] = []  # each with an axis of layers in front
-    for layer in range(first):
-        x_BTD, aux = alone(layer, x_BTD)
-        parts += [_stacked(aux)] if aux else []
-    end = first + period * repeats
-    pieces = {}
-    for name, having in members.items():
-        begin = sum(layer < first for layer in having)
-        inside = sum(first <= layer < end for layer in having)
-        if inside:
-            stack = stacks[name][begin : begin + inside]
-            pieces[name] = stack.reshape(repeats, inside // repeats, *stack.shape[1:])
-    # Laid out flat, a small model saves the copies into and out of the stack: a sixth of a step on
-    # a CPU. With remat it must stay a loop, or the compiler would keep what it should make again.
-    flat = config.remat == "none" and config.layers <= _MOST_FLAT_LAYERS
-    x_BTD, of_blocks = jax.lax.scan(block, x_BTD, pieces, unroll=repeats if flat else 1)
-    if of_blocks is not None:
-        parts.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), of_blocks))
-    for layer in range(end, config.layers):
-        x_BTD, aux = alone(layer, x_BTD)
-        parts += [_stacked(aux)] if aux else []
-    if not parts:
-        return x_BTD, None
-    return x_BTD, jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts)
-
-
-def _stacked(found: list[moe.Aux]) -> Any:
-    """Along a new first axis; None for none."""
-    return jax.tree.map(lambda *xs: jnp.stack(xs), *found) if found else None
 
 
 # ---- the forward pass ----
@@ -283,7 +194,11 @@ def forward(
     """
     x_BTD = embedded(config, params, tokens_BT)
     of_all = shared(config, segments_BT, positions_BT)
-    x_BTD, aux = _through_layers(config, params, of_all, x_BTD)
+
+    def each(layer: int, x_BTD: Array, weights: Params) -> tuple[Array, moe.Aux | None]:
+        return apply_layer(config, of_all, layer, x_BTD, weights)[:2]
+
+    x_BTD, aux = depth.fold(config, layers_of(config), params["layers"], each, x_BTD)
     return normed(config, params, x_BTD), aux
 
 

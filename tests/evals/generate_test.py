@@ -1,158 +1,142 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sampling from a padded buffer against a loop that runs each prompt alone, without padding."""
-
-import functools
+"""From requests to texts: what is put before, what stops, and where exactly it is cut."""
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
+import tiny_model
 import tokenizers
+from quick_compilation import quick_compilation  # noqa: F401 (a fixture)
 from tokenizers import decoders, models, pre_tokenizers
 
-from midjax.evals import generate
-from midjax.model import architecture, rope, transformer
-
-CONFIG = architecture.TransformerConfig(
-    vocab_size=40,
-    dim=16,
-    layers=2,
-    heads=2,
-    kv_heads=1,
-    head_dim=8,
-    ffn_dim=24,
-    norm_eps=1e-5,
-    tied_head=True,
-    context_tokens=64,
-    rope=rope.Rope(theta=10000.0, scaling=rope.RopeScaling(kind="none")),
-    initializer_std=0.5,
-    param_dtype="float32",
-    compute_dtype="float32",
-    remat="none",
-    loss_chunk_tokens=64,
-)
-# One compilation per length.
-APPLY = jax.jit(functools.partial(transformer.apply, CONFIG))
-PROMPTS = [[1, 5, 9], [1, 7], [1, 3, 4, 6, 8, 30, 2, 11], [1, 39]]
-VOCAB = 36  # ids 36..39 pad the embedding
+from midjax.evals import batcher, generate, requests
+from midjax.model import transformer
 
 
-@pytest.fixture(scope="module")
-def params():
-    return transformer.init(CONFIG, jax.random.key(3))
-
-
-def samples(**changes):
-    fields = {"prompts": ("a",), "max_new_tokens": 6, "temperature": 0.0, "seed": 5}
-    return generate.Samples(**(fields | changes))
-
-
-def naive(params, prompt, row, config, eos):
-    """One prompt, one token at a time, no buffer."""
-    tokens, new = list(prompt), []
-    for step in range(config.max_new_tokens):
-        array = jnp.array([tokens])
-        logits = APPLY(params, array, jnp.ones_like(array), jnp.arange(len(tokens))[None])
-        logits = logits[0, -1, :VOCAB]
-        if config.temperature:
-            key = jax.random.fold_in(jax.random.key(config.seed), row)
-            noise = jax.random.gumbel(jax.random.fold_in(key, step), logits.shape)
-            token = int(jnp.argmax(logits / config.temperature + noise))
-        else:
-            token = int(jnp.argmax(logits))
-        if token == eos:
-            break
-        tokens.append(token)
-        new.append(token)
-    return new
-
-
-@pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_equal_to_a_loop_without_padding(params, temperature):
-    config = samples(temperature=temperature)
-    found = generate.complete(config, CONFIG, params, PROMPTS, eos_id=None, vocab_size=VOCAB)
-    expected = [naive(params, p, row, config, None) for row, p in enumerate(PROMPTS)]
-    assert found == expected
-    assert all(len(new) == 6 and max(new) < VOCAB for new in found)
-
-
-def test_stops_at_eos(params):
-    config = samples(temperature=1.0)
-    free = generate.complete(config, CONFIG, params, PROMPTS, eos_id=None, vocab_size=VOCAB)
-    eos = free[0][4]
-    found = generate.complete(config, CONFIG, params, PROMPTS, eos_id=eos, vocab_size=VOCAB)
-    assert found == [new[: new.index(eos)] if eos in new else new for new in free]
-    assert found == [naive(params, p, row, config, eos) for row, p in enumerate(PROMPTS)]
-    assert len(found[0]) <= 4
-
-
-def test_the_seed_decides(params):
-    def run(seed):
-        config = samples(temperature=1.0, seed=seed)
-        return generate.complete(config, CONFIG, params, PROMPTS, eos_id=None, vocab_size=VOCAB)
-
-    assert run(1) == run(1) != run(2)
-
-
-def test_a_row_does_not_depend_on_the_others(params):
-    config = samples(temperature=1.0)
-    together = generate.complete(config, CONFIG, params, PROMPTS, eos_id=None, vocab_size=VOCAB)
-    alone = generate.complete(config, CONFIG, params, PROMPTS[:1], eos_id=None, vocab_size=VOCAB)
-    assert alone[0] == together[0]
-
-
-def test_sampled_frequencies_are_the_softmax(params):
-    config = samples(max_new_tokens=1, temperature=0.8)
-    prompt = [1, 5, 9]
-    drawn = generate.complete(
-        config, CONFIG, params, [prompt] * 2000, eos_id=None, vocab_size=VOCAB
-    )
-    array = jnp.array([prompt])
-    logits = APPLY(params, array, jnp.ones_like(array), jnp.arange(3)[None])
-    expected = np.asarray(jax.nn.softmax(logits[0, -1, :VOCAB] / 0.8))
-    counts = np.bincount(np.ravel(drawn), minlength=VOCAB) / 2000
-    # Five standard errors of a share estimated from 2,000 draws.
-    assert np.all(np.abs(counts - expected) < 5 * np.sqrt(expected / 2000) + 1e-3)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
+def byte_level(*merged):
+    """Bytes, and tokens of several of them; <s> and <|end|> are special."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {"<s>": 0} | {token: i for i, token in enumerate(alphabet, 1)}
-    found = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    vocab = {token: i for i, token in enumerate(["<s>", *alphabet])}
+    merges = []
+    for word in merged:
+        for size in range(2, len(word) + 1):
+            if word[:size] not in vocab:
+                vocab[word[:size]] = len(vocab)
+                merges.append((word[: size - 1], word[size - 1]))
+    found = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     found.decoder = decoders.ByteLevel()
+    found.add_special_tokens(["<s>", "<|end|>"])
     return found
 
 
-def test_prompts_begin_with_bos(tokenizer):
-    config = samples(prompts=("ab", ""))
-    ids = generate.prompt_ids(config, tokenizer, 0, 64)
-    assert [len(i) for i in ids] == [3, 1] and all(i[0] == 0 for i in ids)
-    assert tokenizer.decode(ids[0][1:]) == "ab"
+def ids(tokenizer, text):
+    return tokenizer.encode(text, add_special_tokens=False).ids
 
 
 @pytest.mark.parametrize(
-    ("changes", "bos", "context", "words"),
+    ("merged", "stop", "written", "wanted"),
     [
-        ({"prompts": ("abcdef",)}, 0, 12, "exceeds the model's context of 12"),
-        ({"prompts": ("",)}, None, 16, "needs a BOS token"),
+        # Within one token, its head and tail belonging to others.
+        (["xQyQz"], ("Q",), "abxQyQzcd", "abx"),
+        # Over several tokens.
+        (["xyQ", "uesz"], ("Ques",), "abxyQueszcd", "abxy"),
+        (["\u010a\u010a"], ("\n\nQ:",), "yes\n\n\nQ: no\n\nQ:", "yes\n"),
+        # The first to be whole counts, and of those that are there then the leftmost.
+        ([], ("abc", "b"), "xxabcb", "xxa"),
+        (["abc"], ("abc", "b"), "xxabcb", "xx"),
+        # Characters of several bytes.
+        ([], ("é",), "café au lait", "caf"),
+        ([], ("本語",), "日本本語日", "日本"),
+        ([], ("zz",), "日本", "日本"),
+        # At the start.
+        ([], ("\n",), "\nabc", ""),
     ],
 )
-def test_prompts_that_do_not_fit_are_refused(tokenizer, changes, bos, context, words):
-    with pytest.raises(ValueError, match=words):
-        generate.prompt_ids(samples(**changes), tokenizer, bos, context)
+def test_where_a_stop_text_cuts(merged, stop, written, wanted):
+    tokenizer = byte_level(*merged)
+    prompt, new = ids(tokenizer, "Ünï: Q abc\n"), ids(tokenizer, written)
+    text = generate.Continuation(tokenizer, [0, *prompt], stop)
+    assert text.cut(new) == wanted
+    # However much more was written when somebody looked.
+    assert text.cut([*new, *ids(tokenizer, "b Q\n\nQ: é本語")]) == wanted or wanted == written
+    stopped = [text.has_stopped(new[:size]) for size in range(len(new) + 1)]
+    assert stopped == sorted(stopped) and stopped[-1] == (wanted != written)
 
 
-@pytest.mark.parametrize("changes", [{"prompts": ()}, {"max_new_tokens": 0}, {"temperature": -1.0}])
-def test_bad_fields_are_refused(changes):
-    with pytest.raises(ValueError, match=r"got|Give"):
-        samples(**changes)
+def test_a_special_token_stops_too():
+    tokenizer = byte_level()
+    end = tokenizer.token_to_id("<|end|>")
+    text = generate.Continuation(tokenizer, ids(tokenizer, "ab"), ("<|end|>",))
+    new = [*ids(tokenizer, "yes"), end, *ids(tokenizer, "no")]
+    assert text.cut(new) == "yes" and not text.has_stopped(new[:3])
+    assert generate.Continuation(tokenizer, ids(tokenizer, "ab"), ("q",)).cut(new) == "yesno"
 
 
-def test_a_continuation_is_what_it_adds_to_the_prompt():
+def test_half_a_character_is_no_text_yet():
+    tokenizer = byte_level()
+    text = generate.Continuation(tokenizer, ids(tokenizer, "a"), ("x",))
+    new = ids(tokenizer, "é")
+    assert text.text(new[:1]) == "\ufffd" and text.text(new) == "é"
+
+
+@pytest.mark.parametrize("prompt", [[0], [0] * 40])
+def test_a_continuation_is_what_it_adds_to_the_prompt(prompt):
     """Metaspace decoders drop the space at the start of a text, so new tokens alone lose it."""
     words = tokenizers.Tokenizer(models.WordLevel({"▁one": 0, "▁two": 1}, unk_token="▁one"))
     words.decoder = decoders.Metaspace()
     assert words.decode([1]) == "two"
-    assert generate.text_of(words, [0], [1]) == " two"
+    assert generate.Continuation(words, prompt, ()).text([1]) == " two"
+
+
+def asked(context="a", stop=(), new=6, **kwargs):
+    return requests.Generate(context=context, stop=stop, max_new_tokens=new, **kwargs)
+
+
+def test_prompts_begin_with_one_bos():
+    tokenizer = byte_level()
+    found = generate.prompt_ids([asked("ab"), asked(""), asked("<s>a")], tokenizer, 0, 64)
+    assert [len(i) for i in found] == [3, 1, 2] and all(i[0] == 0 and 0 not in i[1:] for i in found)
+    assert tokenizer.decode(found[0][1:]) == "ab"
+
+
+@pytest.mark.parametrize(
+    ("context", "bos", "tokens", "words"),
+    [
+        ("abcdef", 0, 12, "has 7 tokens; with max_new_tokens=6 it exceeds the model's context of"),
+        ("", None, 16, "needs a BOS token"),
+    ],
+)
+def test_prompts_that_do_not_fit_are_refused(context, bos, tokens, words):
+    with pytest.raises(ValueError, match=words):
+        generate.prompt_ids([asked("a"), asked(context)], byte_level(), bos, tokens)
+
+
+@pytest.mark.parametrize("changes", [{"prompts": ()}, {"max_new_tokens": 0}, {"temperature": -1.0}])
+def test_bad_fields_are_refused(changes):
+    fields = {"prompts": ("a",), "max_new_tokens": 6, "temperature": 0.0, "seed": 5}
+    with pytest.raises(ValueError, match=r"got|Give"):
+        generate.Samples(**(fields | changes))
+
+
+def test_answers_by_request():
+    """Samples differ, requests don't look at each other, and stop texts cut what is drawn."""
+    tokenizer = byte_level()
+    config = tiny_model.config(vocab_size=260, layers=1, context_tokens=64)
+    params = transformer.init(config, jax.random.key(0))
+    sampler = generate.Sampler(
+        model=batcher.Model(config=config, params=params, vocab_size=258, eos_ids=(258,)),
+        tokenizer=tokenizer,
+        bos_id=0,
+    )
+    drawn = asked("Once", new=12, temperature=1.0, samples=3)
+    greedy = asked("A longer prompt", new=5)
+    free = sampler.generate([drawn, greedy])
+    assert [len(texts) for texts in free] == [3, 1] and len(set(free[0])) == 3
+    first = free[0][0]
+    stop = next(one for one in first[2:] if one != "\ufffd")
+    stopped = asked("Once", (stop,), 12, temperature=1.0, samples=3)
+    again = sampler.generate([greedy, stopped])
+    assert again[0] == free[1]
+    assert again[1] == tuple(text.split(stop)[0] for text in free[0])
+    other = asked("Once", new=12, temperature=1.0, samples=3, seed=1)
+    assert sampler.generate([other, greedy])[0] != free[0]

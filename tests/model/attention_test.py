@@ -140,6 +140,25 @@ def kernels_in(function, *arrays):
     return {name: text.count(f"name=splash_mha_{name}_") for name in ("fwd", "dq", "dkv")}
 
 
+@pytest.mark.parametrize(("heads", "kv_heads", "softcap"), [(4, 2, None), (3, 1, 2.0)])
+def test_looking_back_is_the_last_row_of_reference(heads, kv_heads, softcap):
+    """With keys in any order, and slots that hold nothing."""
+    q, k, v = inputs(2, 9, heads, kv_heads, 8)
+    segments = jnp.ones((2, 9), jnp.int32)
+    options = {"scale": 0.35, "window_tokens": None, "softcap": softcap}
+    want = attention.reference(q, k, v, segments, **options)[:, -1:]
+    order = np.random.default_rng(0).permutation(9)
+    k, v = (jnp.pad(x[:, order], ((0, 0), (0, 3), (0, 0), (0, 0))) for x in (k, v))
+    found = attention.look_back(
+        attention.Options(**options),
+        q[:, -1:],
+        k.swapaxes(1, 2),
+        v.swapaxes(1, 2),
+        jnp.broadcast_to(jnp.arange(12) < 9, (2, 12)),
+    )
+    np.testing.assert_allclose(found, want, atol=2e-6)
+
+
 def test_auto_follows_the_platform():
     q, k, v = inputs(2, 256, 4, 2, 16)
     segments = documents(2, 256)

@@ -54,6 +54,20 @@ def test_the_language_model_of_several_parts_counts(tmp_path):
     assert found.generation is None
 
 
+@pytest.mark.parametrize(
+    ("config", "generation", "ids"),
+    [
+        ({"eos_token_id": 2}, {"eos_token_id": [1, 106]}, (1, 106)),
+        ({"eos_token_id": [2, 3]}, {"temperature": 0.6}, (2, 3)),
+        ({"eos_token_id": 2}, None, (2,)),
+        ({}, None, ()),
+    ],
+)
+def test_what_ends_a_text(tmp_path, config, generation, ids):
+    generation = None if generation is None else json.dumps(generation)
+    assert hf_generation.read(folder(tmp_path, config, generation)).eos_ids == ids
+
+
 def test_ids_are_looked_up(tmp_path):
     found = hf_generation.read(folder(tmp_path, {"bos_token_id": 5, "eos_token_id": None}))
     asked = []

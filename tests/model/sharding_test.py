@@ -185,6 +185,17 @@ def travelling(kind, **mesh):
     return sorted({tuple(map(int, shape.split(","))) for shape in found})
 
 
+def moved_without_context():
+    """Parameters that would lie elsewhere if `context` were a part of `fsdp`."""
+    mesh = sharding.make(sharding.Mesh(data=1, fsdp=2, tensor=1, context=2))
+    config = tiny_model.config()
+    shapes, axes = transformer.abstract(config), transformer.logical_axes(config)
+    places = [sharding.tree(one, axes, shapes) for one in (mesh, sharding.without_context(mesh))]
+    alike = jax.tree.map(lambda x, *of: of[0].is_equivalent_to(of[1], x.ndim), shapes, *places)
+    split = [len(x.spec) > 1 and x.spec[1] for x in jax.tree.leaves(places[1])]
+    return sum(not one for one in jax.tree.leaves(alike)), any(split)
+
+
 @pytest.fixture(scope="module")
 def four_devices(tmp_path_factory):
     """What `main` made on four emulated devices."""
@@ -210,6 +221,10 @@ def test_the_mesh_changes_no_number(sizes, four_devices):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=2e-6)
 
 
+def test_without_context_parameters_stay_where_they_are(four_devices):
+    assert four_devices["moved"] == (0, True)
+
+
 def test_context_splits_the_work_of_every_layer(four_devices):
     """Whole rows are gathered as keys and values only, never at the model's or the mlp's width."""
     whole_rows = [shape for shape in four_devices["gathered"] if 128 in shape or 256 in shape]
@@ -229,6 +244,7 @@ def main(out):
     found = {"refusals": refusals(), None: outcome(None)}
     found["gathered"] = travelling("all-gather", fsdp=2, context=2)
     found["gathered over fsdp"] = travelling("all-gather", fsdp=4)
+    found["moved"] = moved_without_context()
     for sizes in MESHES:
         found[sizes] = outcome(made(*sizes))
     pathlib.Path(out).write_bytes(pickle.dumps(found))

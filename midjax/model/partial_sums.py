@@ -56,8 +56,7 @@ def _evaluate(jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any]) -> li
     for equation in jaxpr.eqns:
         given = [read(atom) for atom in equation.invars]
         if _is_long(equation):
-            found = [_sum(equation, makers, read)]
-            known |= zip(equation.outvars, found, strict=True)
+            known[equation.outvars[0]] = _sum(equation, makers, read)
             continue
         # The names that profiles, and plans of a step, know a kernel by.
         with jax.named_scope(str(equation.source_info.name_stack)):

@@ -164,7 +164,7 @@ def refusals():
 
 
 def travelling(kind, **mesh):
-    """Shapes that such collectives of a gradient give, four rows of 128 tokens over four devices."""
+    """Shapes that such collectives of a gradient give: four rows of 128 tokens, four devices."""
     mesh = sharding.make(sharding.Mesh(data=1, tensor=1, **mesh), jax.devices()[:4])
     config = tiny_model.config(layers=2, loss_chunk_tokens=16, tied_head=False)
     axes, shapes = transformer.logical_axes(config), transformer.abstract(config)

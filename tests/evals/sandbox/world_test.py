@@ -40,8 +40,8 @@ def test_the_world_is_small_and_gone_afterwards():
         )
         assert here.shell(f"echo a > {mark}; echo b > /usr/c; cat {mark} /usr/c").output == "a\nb\n"
         assert "Read-only" in here.shell("echo z > /usr/bin/z").output
-        filled = here.shell("for i in 1 2 3; do head -c 500000 /dev/zero > /root/$i; done")
-        assert "No space left" in filled.output and here.shell("rm /root/*").status == 0
+        filled = here.shell("for i in 1 2 3; do head -c 500000 /dev/zero > ~/$i; done")
+        assert "No space left" in filled.output and here.shell("rm ~/*").status == 0
         assert here.shell("python3 -c 'import json; print(json.dumps([1]))'").output == "[1]\n"
         assert "unreachable" in here.shell("echo x > /dev/udp/192.0.2.1/9").output
     assert not mark.exists()

@@ -19,7 +19,7 @@ asked = $(if $(filter-out file,$(origin PYTHON)),$(call version,$(PYTHON)))
 installed = $(call version,$(BIN)/python)
 
 .PHONY: help demo test lint bench-data bench-eval bench-import bench-long-context bench-low-precision bench-train bench-tpu bench-tpu-short \
-  plan-memory plan-published check-launch pods clean check-python
+  plan-memory plan-published check-launch check-lm-eval pods clean check-python
 .DEFAULT_GOAL := help
 
 help:
@@ -27,7 +27,8 @@ help:
 	@echo "make test     set up with the test extras, then all tests"
 	@echo "make lint     ruff check, ruff format --check, mypy"
 	@echo "make bench-data           packing, mixing and tokenizing against seqio, Grain and tokenizers"
-	@echo "make bench-eval           continuations per second against transformers.generate"
+	@echo "make bench-eval           continuations against transformers.generate, likelihoods against lm_eval"
+	@echo "make check-lm-eval        requests, likelihoods, texts and metrics against lm_eval, task by task (DATA=folder)"
 	@echo "make bench-import         host memory of importing and exporting a 1B checkpoint"
 	@echo "make bench-long-context   memory of Llama-3.1-8B at 131,072 tokens, by the TPU's compiler"
 	@echo "make bench-low-precision  which products a TPU computes in 8 bits, by its compiler"
@@ -55,8 +56,16 @@ lint: $(STAMPS)/dev
 bench-data: $(STAMPS)/run
 	$(BIN)/python tests/bench/data_speed.py
 
-bench-eval: $(STAMPS)/test
-	$(BIN)/python tests/bench/eval_generate.py
+# DATA: a folder with olmes_docs, mmlu, gsm8k and bbh; without it questions are made of the demo's prose.
+DATA ?=
+given_data = $(if $(DATA),--data $(DATA))
+
+bench-eval: $(STAMPS)/test $(STAMPS)/lm_eval
+	@missed=0; $(BIN)/python tests/bench/eval_generate.py || missed=1; \
+	$(BIN)/python tests/bench/eval_requests.py $(given_data) || missed=1; exit $$missed
+
+check-lm-eval: $(STAMPS)/run $(STAMPS)/lm_eval
+	$(BIN)/python tests/bench/eval_parity.py $(given_data)
 
 bench-import: $(STAMPS)/run
 	$(BIN)/python tests/bench/import_memory.py
@@ -171,4 +180,12 @@ $(STAMPS)/maxtext: | $(STAMPS)/run
 	@rm -rf $(PEERS)/maxtext
 	-$(MAXTEXT_PYTHON) -m venv $(PEERS)/maxtext && $(PEERS)/maxtext/bin/python -m pip install --quiet \
 	  "maxtext[tpu]==0.2.5" || rm -rf $(PEERS)/maxtext
+	@touch $@
+
+# lm_eval keeps to its own environment: the tests do without it.
+$(STAMPS)/lm_eval: | $(STAMPS)/run
+	@mkdir -p $(PEERS)
+	@rm -rf $(PEERS)/lm_eval
+	-$(BIN)/python -m venv $(PEERS)/lm_eval && $(PEERS)/lm_eval/bin/python -m pip install --quiet \
+	  "lm_eval[hf]==0.4.13" torch==2.13.0 transformers==5.23.0 || rm -rf $(PEERS)/lm_eval
 	@touch $@

@@ -66,15 +66,15 @@ def chosen(run_dir: str, step: int | None) -> int:
     return found[-1] if step is None else step
 
 
-def _params(model: Any, facts: dict[str, Any], root: Any, mesh: Any) -> Any:
-    """The parameters that `root` names, of a checkpoint, or their average. Moments are not read."""
+def params_of(model: Any, facts: dict[str, Any], run_dir: str, item: str, mesh: Any) -> Any:
+    """The parameters of a run's checkpoint, or their average ("ema"). Moments are not read."""
     import jax
     import jax.numpy as jnp
 
     from midjax import checkpoint
     from midjax.model import sharding, transformer
 
-    run_dir, step, item = root.run, facts["step"], root.weights
+    step = facts["step"]
     if not any(name.startswith(f"{item}/") for name in facts["manifest"]["arrays"]):
         raise checkpoint.CheckpointError(
             f"{run_dir}, step {step}, holds no average of its parameters, for which weights = "
@@ -136,7 +136,7 @@ def evaluate(arguments: list[str]) -> None:
     tokenizer_hash = facts["manifest"]["tokenizer_hash"]
     mesh = sharding.make(root.mesh)
     run.check(root, model, mesh, tokenizer_hash=tokenizer_hash)  # before the parameters are read
-    params = _params(model, facts, root, mesh)
+    params = params_of(model, facts, root.run, root.weights, mesh)
     result = run.run(root, model, params, step, mesh, tokenizer_hash=tokenizer_hash)
     where = run.write(result)
     for name, domain in result["domains"].items():
@@ -155,7 +155,7 @@ def export(arguments: list[str]) -> None:
     stages = lineage.of(root.run, step)
     known = {"said": _said(stages), "tokenizer_hash": facts["manifest"]["tokenizer_hash"]}
     export.check(root, model, **known)  # before the parameters are read
-    params = _params(model, facts, root, sharding.make(root.mesh))
+    params = params_of(model, facts, root.run, root.weights, sharding.make(root.mesh))
     evals = {
         place.stem: files.read_json(place)
         for place in sorted((files.path(root.run) / "eval").glob("*.json"))

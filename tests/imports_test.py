@@ -16,6 +16,7 @@ GLUE = {
     "__main__",
     "demo",
     "launch_verb",
+    "lm_eval_model",
     "plan_verb",
     "show",
     "training",
@@ -89,6 +90,7 @@ ONE_OWNER = {
     "tensorboardX": {"trackers.tools"},
     "wandb": {"trackers.tools"},
     "trackio": {"trackers.tools"},
+    "lm_eval": {"lm_eval_model"},
 }
 NEVER_AT_MODULE_LEVEL = {
     "tensorflow",
@@ -99,6 +101,7 @@ NEVER_AT_MODULE_LEVEL = {
     "tensorboardX",
     "wandb",
     "trackio",
+    "lm_eval",
 }
 NEVER = {"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve"}
 BANNED_CALLS = {"eval", "exec", "compile", "__import__"}

@@ -25,6 +25,9 @@ data folder --task_data--> documents --render--> instances --Engine--> answers
 loss.py      bits per byte and loss by position, each defined by a formula in its docstring
 needle.py    pass keys in long text, with and without the line that tells them
 generate.py  requests for continuations: texts in, texts out, cut at stop texts
+engine.py    all that tasks ask of a model
+likelihood.py  how likely texts are: likelihood_tokens.py tokenizes them as lm_eval does,
+             likelihood_plan.py finds what they share, which is computed once
 batcher.py   many continuations at once: packed prompts, a cache, rows filled anew as they end
 packing.py   prompts of different lengths end to end
 sampling.py  the next token from its logits: greedy, temperature, top-p

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every answer and every metric against lm_eval with its model `hf`, task by task.
+
+lm_eval (in build/bench/lm_eval) runs its own task files, which are told to read local data, on a
+Hugging Face folder; midjax renders, asks and scores the same documents by its own. Compared are the
+requests as texts, the nats of each, whether it is greedy, generated texts, and the metrics.
+
+    python tests/bench/eval_parity.py [--data FOLDER] [--documents N] [--model HF_FOLDER]
+
+Without --model it is stories260K, whose context of 512 tokens many prompts exceed, so that cutting
+is compared too. Without --data questions are made of the demo's prose; GSM8K and BBH need it.
+
+Prints a line per task, writes build/bench/eval_parity.json, and exits with 1 where a request, a
+metric or a generated text differs, or the nats of a request do by more than 1e-3.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import eval_inputs
+
+FOLDER = pathlib.Path("build/bench/parity")
+OUT = pathlib.Path("build/bench/eval_parity.json")
+PEER = pathlib.Path("build/bench/lm_eval/bin/python")
+CLOSE = 1e-3
+# Of generated texts: what tasks ask for exceeds the context of stories260K.
+NEW_TOKENS = 48
+SPLITS = {"training_split": "train", "validation_split": "validation", "test_split": "test"}
+# Where lm_eval's own files are below its folder of tasks; the split that is asked; ours.
+TASKS: dict[str, dict[str, Any]] = {
+    "arc_easy": {
+        "theirs": "arc/arc_easy.yaml",
+        "files": {"test": "ai2_arc/ARC-Easy/test.jsonl"},
+        "ours": "arc_easy_harness",
+        "metrics": {"acc": "acc,none", "acc_norm": "acc_norm,none"},
+    },
+    "boolq": {
+        "theirs": "super_glue/boolq/default.yaml",
+        "files": {"validation": "super_glue/boolq/validation.jsonl"},
+        "ours": "boolq_harness",
+        "metrics": {"acc": "acc,none"},
+    },
+    **{
+        f"mmlu_{subject}": {
+            "theirs": f"mmlu/default/mmlu_{subject}.yaml",
+            "files": {
+                "test": f"mmlu/{subject}/test.jsonl", "dev": f"mmlu/{subject}/dev.jsonl"
+            },
+            "ours": "mmlu_harness",
+            "subset": subject,
+            "shots": shots,
+            "metrics": {"acc": "acc,none"},
+        }
+        for subject, shots in zip(eval_inputs.SUBJECTS, (0, 5, 5, 5), strict=True)
+    },
+}  # fmt: skip
+WRITTEN: dict[str, dict[str, Any]] = {
+    "gsm8k": {
+        "theirs": "gsm8k/gsm8k.yaml",
+        "files": {"test": "gsm8k/main/test.jsonl", "train": "gsm8k/main/train.jsonl"},
+        "ours": "gsm8k_harness",
+        "shots": 2,
+        "metrics": {
+            "exact_match_strict": "exact_match,strict-match",
+            "exact_match_flexible": "exact_match,flexible-extract",
+        },
+    },
+    **{
+        f"bbh_cot_fewshot_{subset}": {
+            "theirs": f"bbh/cot_fewshot/{subset}.yaml",
+            "files": {"test": f"bbh/{subset}/test.jsonl"},
+            "ours": "bbh_harness",
+            "subset": subset,
+            "metrics": {"exact_match": "exact_match,get-answer"},
+        }
+        for subset in eval_inputs.BBH
+    },
+}
+
+
+def write_tasks(folder: pathlib.Path, data: pathlib.Path, tasks: dict[str, Any]) -> None:
+    """Files for lm_eval: its own, with local data; and what to run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (lm_eval,) = PEER.parent.parent.glob("lib/python*/site-packages/lm_eval")
+    asked = {}
+    for name, task in tasks.items():
+        local = {
+            "include": str((lm_eval / "tasks" / task["theirs"]).resolve()),
+            "task": f"{name}_local",
+            "dataset_path": "json",
+            "dataset_name": None,
+            "dataset_kwargs": {
+                "data_files": {split: str(data / file) for split, file in task["files"].items()}
+            },
+        }
+        for title, split in SPLITS.items():
+            if split not in task["files"]:
+                local[title] = None
+        # JSON is YAML.
+        (folder / f"{name}_local.yaml").write_text(json.dumps(local, indent=1))
+        settings = {"num_fewshot": task["shots"]} if "shots" in task else {}
+        if name in WRITTEN:
+            settings["gen_kwargs"] = {"max_gen_toks": NEW_TOKENS}
+        asked[f"{name}_local"] = settings
+    (folder / "tasks.json").write_text(json.dumps(asked))
+
+
+def ours(
+    engine: Any, data: pathlib.Path, task: dict[str, Any]
+) -> tuple[list[Any], list[Any], dict[str, float]]:
+    """Requests and answers of every document, and metrics."""
+    from midjax.evals import render
+    from midjax.evals import task as task_lib
+    from midjax.evals.metrics import scoring
+
+    mine = task_lib.load(task["ours"])
+    subsets = [task["subset"]] if "subset" in task else None
+    instances = render.prepare(mine, str(data), shots=task.get("shots"), subsets=subsets)
+    if mine.kind == "generate":
+        instances = [
+            dataclasses.replace(
+                one,
+                requests=tuple(
+                    dataclasses.replace(request, max_new_tokens=NEW_TOKENS)
+                    for request in one.requests
+                ),
+            )
+            for one in instances
+        ]
+    answers = render.ask(engine, instances)
+    metrics = scoring.score(mine, instances, answers)["metrics"]
+    return [one.requests for one in instances], answers, metrics
+
+
+def compare(
+    name: str, task: dict[str, Any], mine: tuple[list[Any], list[Any], Any], theirs: Any
+) -> dict[str, Any]:
+    requests, answers, metrics = mine
+    found: dict[str, Any] = {"task": name, "requests": 0, "nats": 0.0, "wrong": []}
+    if len(requests) != len(theirs["arguments"]):
+        found["wrong"].append(f"{len(requests)} documents, theirs {len(theirs['arguments'])}")
+    for asked, told, arguments, resps in zip(
+        requests, answers, theirs["arguments"], theirs["answers"], strict=False
+    ):
+        for one, answer, theirs_asked, ((their_answer,),) in zip(
+            asked, told, arguments, [[r] for r in resps], strict=True
+        ):
+            found["requests"] += 1
+            if isinstance(answer, tuple):
+                same = one.context == theirs_asked[0]
+                if answer[0] != their_answer:
+                    found["wrong"].append(f"text {answer[0]!r}, theirs {their_answer!r}")
+            else:
+                same = [one.context, one.continuation] == list(theirs_asked)
+                nats, greedy = their_answer
+                found["nats"] = max(found["nats"], abs(answer.nats - float(nats)))
+                if answer.greedy != (str(greedy) == "True"):
+                    found["wrong"].append(f"greedy is {answer.greedy}, theirs {greedy}")
+            if not same:
+                found["wrong"].append(f"request {one}, theirs {theirs_asked}")
+    for title, theirs_title in task["metrics"].items():
+        pair = metrics[title], theirs["metrics"][theirs_title]
+        found.setdefault("metrics", {})[title] = pair
+        if pair[0] != pair[1]:
+            found["wrong"].append(f"{title} is {pair[0]}, theirs {pair[1]}")
+    found["met"] = not found["wrong"] and found["nats"] <= CLOSE
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", default=None)
+    parser.add_argument("--documents", type=int, default=16)
+    parser.add_argument("--model", default=None)
+    given = parser.parse_args()
+    if not PEER.exists():
+        print(f"There is no {PEER}, so nothing to compare with: make sets it up where it can.")
+        return 1
+    from midjax import lm_eval_model
+
+    model = given.model or str(eval_inputs.stories(FOLDER / "model"))
+    data = eval_inputs.data_folder(FOLDER / "data", given.data, given.documents)
+    tasks = TASKS | (WRITTEN if given.data else {})
+    write_tasks(FOLDER / "tasks", data.resolve(), tasks)
+    answers = FOLDER / "answers.json"
+    subprocess.run(
+        [
+            str(PEER), str(pathlib.Path(__file__).parent / "lm_eval_peer.py"), "tasks",
+            str(FOLDER / "tasks"), model, str(answers),
+        ],
+        check=True,
+    )  # fmt: skip
+    theirs = json.loads(answers.read_text())
+    engine = lm_eval_model.open_engine(lm_eval_model.Settings(folder=model))
+    found = [
+        compare(name, task, ours(engine, data, task), theirs[f"{name}_local"])
+        for name, task in tasks.items()
+    ]
+    print("task | requests | largest difference (nats) | metrics (ours / theirs) | met")
+    for one in found:
+        metrics = ", ".join(f"{k} {a:.6g} / {b:.6g}" for k, (a, b) in one["metrics"].items())
+        print(one["task"], one["requests"], f"{one['nats']:.2g}", metrics, one["met"], sep=" | ")
+        for line in one["wrong"][:3]:
+            print(f"  {line[:300]}")
+    print(f"texts cut on the left: {dict(engine.scorer.counts)}")
+    OUT.write_text(json.dumps(found, indent=1))
+    return 0 if all(one["met"] for one in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

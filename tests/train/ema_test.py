@@ -2,7 +2,6 @@
 """The average against a weighted sum over everything that the parameters were."""
 
 import json
-import types
 
 import jax
 import jax.numpy as jnp
@@ -99,13 +98,12 @@ def test_evaluations_and_exports_find_it_or_say_that_there_is_none(source):
     loop.run(config)
     mesh = sharding.make(config.mesh)
     facts = checkpoint.read_facts(config.run_dir, 4)
-    asked = types.SimpleNamespace(run=config.run_dir, weights="ema")
-    found = verbs._params(config.model, facts, asked, mesh)
+    found = verbs.params_of(config.model, facts, config.run_dir, "ema", mesh)
     average = read(config.run_dir, 4, "ema")
     assert all((a == b).all() for a, b in zip(*map(jax.tree.leaves, (found, average)), strict=True))
-    plain = types.SimpleNamespace(run=str(source / "run"), weights="ema")
+    plain = str(source / "run")
     with pytest.raises(checkpoint.CheckpointError, match="holds no average of its parameters"):
-        verbs._params(config.model, checkpoint.read_facts(plain.run, 8), plain, mesh)
+        verbs.params_of(config.model, checkpoint.read_facts(plain, 8), plain, "ema", mesh)
 
 
 def test_noise_is_measured_when_due_and_changes_no_update(source):

@@ -43,4 +43,5 @@ render.py    documents and examples -> requests, byte for byte as OLMES and lm_e
 metrics/     answers -> numbers, as their authors define them
 judges.py    completions of code and function calls -> right or wrong
 run.py       the root `Eval`: checks, computes, writes run/eval/<name>.json
+record.py    a line per evaluation in run/evals.jsonl
 """

@@ -44,4 +44,6 @@ metrics/     answers -> numbers, as their authors define them
 judges.py    completions of code and function calls -> right or wrong
 run.py       the root `Eval`: checks, computes, writes run/eval/<name>.json
 record.py    a line per evaluation in run/evals.jsonl
+compare.py   a result against its parent's: deltas, retention, gates; pairing.py the documents of
+             both, bootstrap.py intervals by resampling them
 """

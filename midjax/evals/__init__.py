@@ -24,6 +24,7 @@ data folder --task_data--> documents --render--> instances --Engine--> answers
 
 loss.py      bits per byte and loss by position, each defined by a formula in its docstring
 needle.py    pass keys in long text, with and without the line that tells them
+long/        RULER's tasks, at any length to the token, from real text
 generate.py  requests for continuations: texts in, texts out, cut at stop texts
 engine.py    all that tasks ask of a model
 likelihood.py  how likely texts are: likelihood_tokens.py tokenizes them as lm_eval does,

@@ -15,5 +15,6 @@
     plots.py     the plots
     goodput_plot.py  where the time of each run went
     needle_plot.py  the needle test: lengths by depths
+    long_plot.py    the long tasks: their mean by length, and a table
     page.py      the root `Report`, the HTML page and the terminal's table
 """

@@ -16,7 +16,16 @@ from rich import console as rich_console
 from rich import table as rich_table
 
 from midjax import files
-from midjax.report import figure, goodput_plot, needle_plot, plots, records, summary, training
+from midjax.report import (
+    figure,
+    goodput_plot,
+    long_plot,
+    needle_plot,
+    plots,
+    records,
+    summary,
+    training,
+)
 
 TEMPLATE, STYLE = "template.html.j2", "style.css"
 
@@ -200,6 +209,8 @@ def _render(
         position_plot=plots.by_position(columns),
         needle_plots=needle_plot.plots(columns),
         needles=needle_plot.read(columns),
+        long_task_plot=long_plot.plot(columns),
+        long_tasks=long_plot.read(columns),
         positions=[c for c in columns if c.result.get("by_position")],
         rate_plot=plots.learning_rates(runs),
         goodput_plot=goodput_plot.plot(runs),

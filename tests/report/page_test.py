@@ -38,6 +38,14 @@ NEEDLE = {
 }  # fmt: skip
 
 
+LONG_TASKS = {
+    "source": "long", "threshold": 0.856, "effective_tokens": 512,
+    "cells": [{"task": "vt", "row_tokens": 512, "samples": 8, "inexact": 1, "score": 0.875,
+               "score_error": 0.125, "chance": 0.01}],
+    "means": [{"row_tokens": 512, "score": 0.875, "chance": 0.01}],
+}  # fmt: skip
+
+
 def write_eval(path, bits, samples):
     domains = {
         d: {"bits_per_byte": b, "nats_per_token": 1.0, "tokens": 9, "bytes": 30, "documents": 2}
@@ -50,8 +58,8 @@ def write_eval(path, bits, samples):
     files.write_json(path, result | {"by_position": position, "samples": samples})
 
 
-def add_needle(path):
-    files.write_json(path, files.read_json(path) | {"needle": NEEDLE})
+def add_long(path):
+    files.write_json(path, files.read_json(path) | {"needle": NEEDLE, "long_tasks": LONG_TASKS})
 
 
 @pytest.fixture
@@ -116,8 +124,8 @@ def test_the_page_is_whole_and_stands_alone(config, tmp_path):
     result = page.run(config)
     text = files.path(config.output).read_text()
     assert result.path == config.output and result.bytes == len(text.encode())
-    assert "Needle test" not in text
-    add_needle(tmp_path / "after.json")
+    assert "Needle test" not in text and "Long tasks" not in text
+    add_long(tmp_path / "after.json")
     page.run(config)
     text = files.path(config.output).read_text()
     found = Checker()
@@ -129,7 +137,7 @@ def test_the_page_is_whole_and_stands_alone(config, tmp_path):
     assert not {"script", "link", "img", "iframe"} & set(found.tags)
     assert "@import" not in text and not re.search(r"url\((?!#)", text)
     assert "75% of 1m00s" in text
-    assert found.tags.count("figure") == found.tags.count("figcaption") == 9
+    assert found.tags.count("figure") == found.tags.count("figcaption") == 10
     words = " ".join(" ".join(found.text).split())
     for expected in (
         "A <mixture>",
@@ -141,6 +149,10 @@ def test_the_page_is_whole_and_stands_alone(config, tmp_path):
         "Needle test, after: share of 4 pass keys found",
         "after: 4 keys each, in text of long",
         "75 %; +2.50 ± 0.12 (4.000 to 1.500)",
+        "Long tasks (RULER's, on held-out text)",
+        "after: 8 samples each, in text of long",
+        "88 ± 12 % (chance 1.0 %)",
+        "with a mean above 85.6 %: 512 tokens. Prompts shorter than asked for: 1.",
         "not generated",
         NASTY,
     ):

@@ -42,7 +42,7 @@ ROOTS = {
     "train": "midjax.train.recipe:Train",
     "branch": "midjax.branch.recipe:Branch",
     "average": "midjax.average.recipe:Average",
-    "eval": "midjax.evals.run:Eval",
+    "eval": "midjax.evals.recipe:Eval",
     "export": "midjax.export:Export",
     "report": "midjax.report.page:Report",
     "plan": "midjax.plan.recipe:Plan",

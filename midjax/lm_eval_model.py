@@ -73,33 +73,25 @@ def open_engine(settings: Settings) -> Any:
     Raises:
       ValueError, FileNotFoundError, CheckpointError: it can't be opened.
     """
-    import jax
-
-    from midjax import verbs
+    from midjax import opening
     from midjax.evals import engine, likelihood, likelihood_tokens
-    from midjax.model import hf, sharding, transformer
+    from midjax.model import sharding
 
     mesh = sharding.make(
         sharding.Mesh(data=settings.data, fsdp=settings.fsdp, tensor=settings.tensor)
     )
     tokenizer_folder = settings.tokenizer or settings.folder
     tokenizer = likelihood_tokens.open_folder(tokenizer_folder, begins=settings.begins)
-    changes = {} if settings.compute_dtype is None else {"compute_dtype": settings.compute_dtype}
-    if settings.run:
-        model, _, facts = verbs.checkpoint_of(settings.run, settings.step)
-        params = verbs.params_of(model, facts, settings.run, settings.weights, mesh)
-    else:
-        abstract = transformer.abstract(model := hf.read_config(settings.folder))
-        places = sharding.tree(mesh, transformer.logical_axes(model), abstract)
-        targets = jax.tree.map(
-            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-            abstract,
-            places,
-        )
-        model, params = hf.load(settings.folder, targets=targets)
+    opened = opening.model(
+        run=settings.run,
+        folder=settings.folder,
+        step=settings.step,
+        weights=settings.weights,
+        compute_dtype=settings.compute_dtype,  # type: ignore[arg-type]  # text of a command line
+    )
     scorer = likelihood.Scorer(
-        config=dataclasses.replace(model, **changes),  # type: ignore[arg-type]
-        params=params,
+        config=opened.model,
+        params=opened.params(mesh),
         tokenizer=tokenizer,
         jax_mesh=mesh if mesh.size > 1 else None,
         context_tokens=settings.context_tokens,

@@ -128,20 +128,20 @@ def _scorer(root: Any, model: Any, mesh: Any, tokenizer_hash: str | None) -> Cal
 
 def evaluate(arguments: list[str]) -> None:
     root = load("eval", arguments)
-    from midjax import log
-    from midjax.evals import run
+    from midjax import log, opening
+    from midjax.evals import run, table
     from midjax.model import sharding
 
-    model, step, facts = checkpoint_of(root.run, root.step)
-    tokenizer_hash = facts["manifest"]["tokenizer_hash"]
+    keys = ("run", "folder", "step", "weights", "compute_dtype")
+    opened = opening.model(**{key: getattr(root, key) for key in keys})
     mesh = sharding.make(root.mesh)
-    run.check(root, model, mesh, tokenizer_hash=tokenizer_hash)  # before the parameters are read
-    params = params_of(model, facts, root.run, root.weights, mesh)
-    result = run.run(root, model, params, step, mesh, tokenizer_hash=tokenizer_hash)
+    # Before the parameters are read.
+    inputs = run.check(root, opened.model, mesh, tokenizer_hash=opened.tokenizer_hash)
+    params = opened.params(mesh)
+    result = run.run(root, opened.model, params, opened.step, mesh, inputs=inputs)
     where = run.write(result)
-    for name, domain in result["domains"].items():
-        bits = domain["bits_per_byte"]
-        log.say(f"  {name}: {'not finite' if bits is None else f'{bits:.4f}'} bits per byte")
+    for line in table.lines(result):
+        log.say(line)
     log.say(f"written to {where}")
 
 

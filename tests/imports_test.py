@@ -17,6 +17,7 @@ GLUE = {
     "demo",
     "launch_verb",
     "lm_eval_model",
+    "opening",
     "plan_verb",
     "show",
     "training",

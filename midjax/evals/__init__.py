@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Params and held-out token folders -> one JSON file of numbers that the report reads.
+"""Params, held-out token folders and tasks -> one JSON file of numbers that the report reads.
 
 token folder of a domain --plan "concat"--> rows --model--> nats of each target
                                                                |-- per domain:  bits per byte
@@ -15,6 +15,8 @@ a model's function calls --calls--> right, or why not
 tasks/NAME.toml --task--> Task --+
 data folder --task_data--> documents --render--> instances --Engine--> answers
                                                  instances + answers --metrics.scoring--> scores
+
+suite does all of it for many tasks, in `midjax eval`; in Python
 
     task = tasks.load("arc_easy_rc")                       or the path of a file of your own
     instances = render.prepare(task, folder)               or render.instances(task, documents)
@@ -43,7 +45,9 @@ task_data.py the documents, from the user's disk in their public form
 render.py    documents and examples -> requests, byte for byte as OLMES and lm_eval ask them
 metrics/     answers -> numbers, as their authors define them
 judges.py    completions of code and function calls -> right or wrong
-run.py       the root `Eval`: checks, computes, writes run/eval/<name>.json
+suite.py     many tasks asked of one model; task_rows.py a line for each of their documents
+recipe.py    the root `Eval`
+run.py       checks, computes, writes run/eval/<name>.json; table.py prints it
 record.py    a line per evaluation in run/evals.jsonl
 compare.py   a result against its parent's: deltas, retention, gates; pairing.py the documents of
              both, bootstrap.py intervals by resampling them

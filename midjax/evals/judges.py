@@ -5,6 +5,7 @@
                               --calls.match-->   the calls of the gold answer or not
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 from midjax.evals import render
@@ -26,18 +27,25 @@ _FORMS: dict[str, Callable[..., Program]] = {
 }
 
 
-def of(task: tasks.Task, sandbox: sandboxes.Sandbox | None = None) -> Judge | None:
+def of(
+    task: tasks.Task,
+    sandbox: sandboxes.Sandbox | None = None,
+    told: list[str] | None = None,
+) -> Judge | None:
     """The judge of a task, for `scoring.score`; None of a task that needs none.
 
     Args:
       task: any.
       sandbox: for code, an opened one: `sandbox.selftest.open`, which refuses where none holds.
+      told: gets a text per completion: "passed", or what was wrong: of a program its status
+        ("failed", "timeout", ...), of function calls the first difference.
 
     Raises:
       ValueError: a code task, and no sandbox.
     """
+    told = [] if told is None else told
     if task.kind == "calls":
-        return _calls
+        return functools.partial(_calls, told)
     if task.kind != "code" or task.code is None:
         return None
     if sandbox is None:
@@ -46,14 +54,18 @@ def of(task: tasks.Task, sandbox: sandboxes.Sandbox | None = None) -> Judge | No
 
     def judge(pairs: Sequence[tuple[render.Instance, str]]) -> list[bool]:
         asked = [form(instance.fields, completion) for instance, completion in pairs]
-        return [verdict.passed for verdict in box.run(asked)]
+        verdicts = box.run(asked)
+        told.extend(verdict.status for verdict in verdicts)
+        return [verdict.passed for verdict in verdicts]
 
     return judge
 
 
-def _calls(pairs: Sequence[tuple[render.Instance, str]]) -> list[bool]:
+def _calls(told: list[str], pairs: Sequence[tuple[render.Instance, str]]) -> list[bool]:
     # No gold calls: none of the functions helps, and calling one is wrong.
-    return [
-        not match.judge(text, instance.fields["function"], instance.gold or None)
+    wrong = [
+        match.judge(text, instance.fields["function"], instance.gold or None)
         for instance, text in pairs
     ]
+    told.extend(one or "passed" for one in wrong)
+    return [not one for one in wrong]

@@ -8,6 +8,7 @@
 `prepare` does all of it from a data folder; `instances` is the pure part.
 """
 
+import collections
 import dataclasses
 import random
 import sys
@@ -56,6 +57,7 @@ def prepare(
     sample: task_parts.Sample | None = None,
     limit: int | None = None,
     online: bool = False,
+    left_out: collections.Counter[str] | None = None,
 ) -> list[Instance]:
     """Reads the documents and the examples of a task, and renders them.
 
@@ -67,6 +69,7 @@ def prepare(
       subsets, sample: as of `task_data.read`.
       limit: asks the first so many documents of each subset.
       online: as of `task_data.read`.
+      left_out: as there; and those beyond the "limit".
 
     Raises:
       task_data.MissingDataError: see there.
@@ -76,9 +79,14 @@ def prepare(
         # Of the asked split itself, so that no question is its own example there either.
         other = dataclasses.replace(task.data, split=str(split), sample=None)
         task = dataclasses.replace(task, data=other)
-    documents = task_data.read(task, folder, subsets=subsets, sample=sample, online=online)
+    counts = collections.Counter[str]() if left_out is None else left_out
+    documents = task_data.read(
+        task, folder, subsets=subsets, sample=sample, online=online, left_out=counts
+    )
     if limit is not None:
+        every = len(documents)
         documents = [d for s in _subsets(documents) for d in _of(documents, s)[:limit]]
+        counts["limit"] += every - len(documents)
     count = task.shots.count if shots is None else shots
     pool: list[task_data.Document] = []
     texts = {}

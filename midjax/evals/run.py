@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verb `eval`: a model's numbers on held-out token folders, written to run/eval/<name>.json.
+"""The verb `eval`: a model's numbers on held-out text and tasks, written to run/eval/<name>.json.
 
-    {"name", "run", "step", "weights", "row_tokens", "context_tokens", "tokenizer_hash",
+    {"name", "run", "folder", "step", "weights", "row_tokens", "context_tokens", "tokenizer_hash",
      "domains": {domain: {"bits_per_byte", "nats_per_token", "tokens", "bytes", "documents",
                           "content_hash", "blocks": [{"nats", "bytes"}]}},
      "by_position": {"source", "row_tokens", "documents", "dropped",
@@ -9,77 +9,33 @@
      "needle": {"source", "per_cell", "digits", "statement", "question", "seed",
                 "cells": [{"row_tokens", "depth", "accuracy", "nats_per_token", "nats_without",
                            "saved_error"}]} or null,
-     "samples": [{"prompt", "continuation"}]}
+     "samples": [{"prompt", "continuation"}], "tasks", "groups": see `suite`}
+
+Beside it `<name>.documents.jsonl` has a line for each document of each task (`task_rows`), and
+run/evals.jsonl a line for each evaluation (`record`). Of a Hugging Face folder, which is not ours
+to write into, "run" is `Eval.output`, and "step" 0.
 
 Everything that can be known to be wrong is known before the model runs once.
 """
 
 import dataclasses
 import functools
-from typing import Any, Literal
+import json
+from typing import Any
 
 import jax
 import tokenizers
 
 from midjax import files, log
 from midjax.batches import shards, vocabulary
-from midjax.evals import batcher, generate, loss, needle
-from midjax.evals.generate import Samples
-from midjax.evals.loss import LongDocuments
-from midjax.evals.needle import Needles
-from midjax.model import architecture, context, hf_generation, sharding
+from midjax.evals import batcher, generate, likelihood_tokens, loss, needle, record, suite
+from midjax.evals.recipe import Eval
+from midjax.model import architecture, context, hf_generation
 from midjax.units import ceil_div
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Eval:
-    """What to measure on which checkpoint.
-
-    Attributes:
-      name: of the result file.
-      run: run directory whose checkpoint is measured.
-      step: completed updates of that checkpoint; None is the newest.
-      weights: "params", or "ema", the average that a run with `Train.ema` keeps of them.
-      tokens: folder that holds one token folder per source, text the model was not trained on.
-      domains: names of the token folders that are scored in bits per byte.
-      row_tokens: how much of a document the model sees at once there; the same for every model
-        that is to be compared.
-      batch_rows: rows per batch; divides over the mesh's data axes.
-      long: long documents for loss by position, which may exceed the model's context; None skips.
-      samples: prompts to continue; None skips.
-      needle: pass keys hidden in long text, which may exceed the model's context; None skips.
-      tokenizer: folder with `tokenizer.json`, the one the tokens were made with.
-      mesh: devices; need not be those of the training.
-    """
-
-    name: str
-    run: str
-    step: int | None
-    tokens: str
-    domains: tuple[str, ...]
-    row_tokens: int
-    batch_rows: int
-    long: LongDocuments | None
-    samples: Samples | None
-    tokenizer: str
-    mesh: sharding.Mesh
-    needle: Needles | None = None
-    weights: Literal["params", "ema"] = "params"
-
-    def __post_init__(self) -> None:
-        if not self.name or "/" in self.name or self.name.startswith("."):
-            raise ValueError(f"Eval.name={self.name!r} must be a plain file name, such as 'after'.")
-        if not self.domains:
-            raise ValueError("Eval.domains is empty. Name at least one token folder.")
-        if repeated := sorted({d for d in self.domains if self.domains.count(d) > 1}):
-            raise ValueError(f"Eval.domains names {repeated} more than once.")
-        for name in ("row_tokens", "batch_rows"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"Eval.{name} must be 1 or more, got {value}.")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Inputs:
+class Inputs:
     """What `run` reads, checked."""
 
     sources: dict[str, shards.TokenSource]
@@ -87,6 +43,7 @@ class _Inputs:
     tokenizer_hash: str
     vocab_size: int
     needle: needle.Inputs | None
+    tasks: suite.Inputs | None
 
 
 def run(
@@ -97,20 +54,58 @@ def run(
     jax_mesh: jax.sharding.Mesh | None = None,
     *,
     tokenizer_hash: str | None = None,
+    inputs: Inputs | None = None,
 ) -> dict[str, Any]:
-    """Computes the result (the module's docstring shows it); `write` puts it into the run.
+    """Computes the result, with the lines of "documents"; `write` puts it into the run.
 
     Args:
       params: of `model_config`, sharded over `jax_mesh` or on one device.
       step: completed updates of the checkpoint that `params` came from.
       tokenizer_hash: of the tokenizer that the model was trained with, as its checkpoint says;
         None where that is not known, which leaves only the vocabulary's size to compare.
+      inputs: what `check` gave, which may serve many times; None checks here.
     """
-    inputs = check(config, model_config, jax_mesh, tokenizer_hash=tokenizer_hash)
+    if inputs is None:
+        inputs = check(config, model_config, jax_mesh, tokenizer_hash=tokenizer_hash)
+    asked = suite.Asked(tasks={}, groups={}, documents=[])
+    if config.tasks and inputs.tasks:
+        eos_ids = _eos_ids(config)
+        model = suite.open_engine(
+            config.tasks, inputs.tasks, model_config, params, eos_ids, jax_mesh
+        )
+        asked = suite.run(config.tasks, inputs.tasks, model)
+    return {
+        "name": config.name,
+        "run": config.run or config.output,
+        "folder": config.folder,
+        "step": step,
+        "weights": config.weights,
+        "row_tokens": config.row_tokens,
+        "context_tokens": model_config.context_tokens,
+        "tokenizer_hash": inputs.tokenizer_hash,
+        **_of_texts(config, inputs, model_config, params, jax_mesh),
+        "samples": _samples(config, inputs, model_config, params, jax_mesh),
+        "tasks": asked.tasks,
+        "groups": asked.groups,
+        "documents": asked.documents,
+    }
+
+
+def _of_texts(
+    config: Eval,
+    inputs: Inputs,
+    model_config: architecture.TransformerConfig,
+    params: Any,
+    jax_mesh: jax.sharding.Mesh | None,
+) -> dict[str, Any]:
+    """The parts of the result that token folders give."""
+    if not inputs.sources:
+        return {"domains": {}, "by_position": None, "needle": None}
     row_nll = loss.from_model(model_config, params, jax_mesh)
     domains = {}
     with log.Progress(f"eval {config.name}", _total_tokens(config, inputs)) as progress:
         for name in config.domains:
+            assert config.row_tokens is not None and config.batch_rows is not None
             domains[name] = loss.domain(
                 inputs.sources[name],
                 row_nll,
@@ -129,26 +124,23 @@ def run(
         if config.needle and inputs.needle:
             score = needle.from_model(model_config, params, jax_mesh)
             needles = needle.run(config.needle, inputs.needle, score, progress.advance)
-    return {
-        "name": config.name,
-        "run": config.run,
-        "step": step,
-        "weights": config.weights,
-        "row_tokens": config.row_tokens,
-        "context_tokens": model_config.context_tokens,
-        "tokenizer_hash": inputs.tokenizer_hash,
-        "domains": domains,
-        "by_position": by_position,
-        "needle": needles,
-        "samples": _samples(config, inputs, model_config, params, jax_mesh),
-    }
+    return {"domains": domains, "by_position": by_position, "needle": needles}
 
 
 def write(result: dict[str, Any]) -> str:
-    """Writes run/eval/<name>.json whole or not at all, from process 0; returns its path."""
-    target = str(files.path(result["run"]) / "eval" / f"{result['name']}.json")
+    """Writes run/eval/<name>.json, <name>.documents.jsonl if tasks were asked, and a line of
+    run/evals.jsonl; each whole or not at all, from process 0. Returns the path of the first."""
+    folder = files.path(result["run"]) / "eval"
+    target = str(folder / f"{result['name']}.json")
     if jax.process_index() == 0:
-        files.write_json(target, result)
+        rows = result["documents"]
+        if rows:
+            # Escaped: texts may hold what ends a line for some readers, or half a surrogate pair.
+            lines = "".join(json.dumps(row, default=str) + "\n" for row in rows)
+            files.write_text(folder / f"{result['name']}.documents.jsonl", lines)
+        files.write_json(target, {k: v for k, v in result.items() if k != "documents"})
+    kind = {name: result[name] for name in ("step", "name", "weights")}
+    record.append(result["run"], **kind, scores=record.scores(result))
     return target
 
 
@@ -158,30 +150,32 @@ def check(
     jax_mesh: jax.sharding.Mesh | None = None,
     *,
     tokenizer_hash: str | None = None,
-) -> _Inputs:
+) -> Inputs:
     """Opens every input and refuses what can't give true numbers.
 
     Raises:
-      FileNotFoundError: no token folder, or no tokenizer.
+      FileNotFoundError: no token folder, no tokenizer, or no data of a task.
       ValueError: no documents, no BOS, another tokenizer, a vocabulary that the model doesn't
         have, rows beyond the context, prompts that don't fit, a batch or a row that doesn't divide
-        over the mesh, keys that can't be hidden.
+        over the mesh, keys that can't be hidden; what `suite.check` refuses.
+      SandboxUnavailable: as `suite.check`.
     """
-    opened = vocabulary.FastTokenizer(path=config.tokenizer, bos_token=None, eos_token=None).open()
+    place = config.tokenizer_folder
+    opened = vocabulary.FastTokenizer(path=place, bos_token=None, eos_token=None).open()
     tokenizer, facts = opened.tokenizer, opened.facts
     if facts["vocab_size"] > model_config.vocab_size:
         raise ValueError(
-            f"The tokenizer in {config.tokenizer!r} has {facts['vocab_size']} tokens, the model "
-            f"of {config.run!r} has {model_config.vocab_size}. Give the tokenizer it was "
+            f"The tokenizer in {place!r} has {facts['vocab_size']} tokens, the model "
+            f"of {config.model!r} has {model_config.vocab_size}. Give the tokenizer it was "
             "trained with."
         )
     if tokenizer_hash not in (None, facts["tokenizer_hash"]):
         raise ValueError(
-            f"The model of {config.run!r} was trained with another tokenizer (sha256 "
-            f"{tokenizer_hash[:12]}) than the one in {config.tokenizer!r} (sha256 "
+            f"The model of {config.model!r} was trained with another tokenizer (sha256 "
+            f"{tokenizer_hash[:12]}) than the one in {place!r} (sha256 "
             f"{facts['tokenizer_hash'][:12]}). Give the tokenizer it was trained with."
         )
-    if config.row_tokens > model_config.context_tokens:
+    if (config.row_tokens or 0) > model_config.context_tokens:
         raise ValueError(
             f"Eval.row_tokens={config.row_tokens} exceeds the model's context of "
             f"{model_config.context_tokens} tokens. Choose row_tokens that every compared model "
@@ -189,7 +183,7 @@ def check(
         )
     divisor = loss.row_divisor(jax_mesh)
     for name, rows in (("", config), ("long.", config.long)):
-        if rows is not None and rows.batch_rows % divisor:
+        if rows is not None and (rows.batch_rows or 0) % divisor:
             raise ValueError(
                 f"Eval.{name}batch_rows={rows.batch_rows} does not divide over the mesh's "
                 f"{divisor} data shards. Choose a multiple of {divisor}."
@@ -211,12 +205,18 @@ def check(
         bos = sources[config.domains[0]].manifest["bos_id"]
         asked = config.samples.asked()
         generate.prompt_ids(asked, tokenizer, bos, model_config.context_tokens)
-    return _Inputs(
+    prepared = None
+    if config.tasks:
+        prepared = suite.check(
+            config.tasks, context_tokens=model_config.context_tokens, tokenizer_folder=place
+        )
+    return Inputs(
         sources=sources,
         tokenizer=tokenizer,
         tokenizer_hash=facts["tokenizer_hash"],
         vocab_size=facts["vocab_size"],
         needle=needles,
+        tasks=prepared,
     )
 
 
@@ -224,11 +224,12 @@ def _check_context(config: Eval, jax_mesh: jax.sharding.Mesh | None) -> None:
     """Rows that the mesh's `context` splits must divide over it."""
     shards_of_row = 1 if jax_mesh is None else context.shards(jax_mesh.shape)
     for rows in (config, config.long):
-        if rows is not None:
+        if rows is not None and rows.row_tokens is not None:
             context.order(rows.row_tokens, shards_of_row)
 
 
 def _source(config: Eval, name: str, tokenizer: dict[str, Any]) -> shards.TokenSource:
+    assert config.tokens is not None
     source = shards.TokenSource(str(files.path(config.tokens) / name))
     manifest = source.manifest
     if not len(source):
@@ -237,7 +238,7 @@ def _source(config: Eval, name: str, tokenizer: dict[str, Any]) -> shards.TokenS
         raise ValueError(
             f"{source.folder} was tokenized with another tokenizer (sha256 "
             f"{manifest['tokenizer_hash'][:12]}, vocabulary {manifest['vocab_size']}) than "
-            f"{config.tokenizer!r} (sha256 {tokenizer['tokenizer_hash'][:12]}, vocabulary "
+            f"{config.tokenizer_folder!r} (sha256 {tokenizer['tokenizer_hash'][:12]}, vocabulary "
             f"{tokenizer['vocab_size']}). Tokenize it again, or give the tokenizer of its tokens."
         )
     if manifest["bos_id"] is None:
@@ -249,9 +250,10 @@ def _source(config: Eval, name: str, tokenizer: dict[str, Any]) -> shards.TokenS
     return source
 
 
-def _total_tokens(config: Eval, inputs: _Inputs) -> int:
+def _total_tokens(config: Eval, inputs: Inputs) -> int:
     pairs = [int((inputs.sources[name].lengths - 1).sum()) for name in config.domains]
-    tokens = sum(ceil_div(count, config.row_tokens) * config.row_tokens for count in pairs)
+    row = config.row_tokens or 1
+    tokens = sum(ceil_div(count, row) * row for count in pairs)
     if config.long:
         plan = config.long.plan(inputs.sources[config.long.source])
         tokens += len(plan) * config.long.row_tokens
@@ -260,9 +262,17 @@ def _total_tokens(config: Eval, inputs: _Inputs) -> int:
     return tokens
 
 
+def _eos_ids(config: Eval) -> tuple[int, ...]:
+    """What ends a text: what the model's first folder said, else what its tokenizer's says."""
+    said = hf_generation.kept(config.run) if config.run else None
+    if said is not None and said.eos_ids:
+        return said.eos_ids
+    return likelihood_tokens.eos_ids(config.tokenizer_folder)
+
+
 def _samples(
     config: Eval,
-    inputs: _Inputs,
+    inputs: Inputs,
     model_config: architecture.TransformerConfig,
     params: Any,
     jax_mesh: jax.sharding.Mesh | None,
@@ -270,8 +280,7 @@ def _samples(
     if config.samples is None:
         return []
     manifest = inputs.sources[config.domains[0]].manifest
-    said = hf_generation.kept(config.run)
-    eos_ids = {manifest["eos_id"], *(said.eos_ids if said else ())} - {None}
+    eos_ids = {manifest["eos_id"], *_eos_ids(config)} - {None}
     sampler = generate.Sampler(
         model=batcher.Model(
             config=model_config,

@@ -7,6 +7,7 @@ Files are JSON lines (also in `.json`), JSON (one list, or one object), Parquet,
 `datasets` saved; `.gz` and `.zst` are read as they are. Nothing is fetched unless it is asked for.
 """
 
+import collections
 import dataclasses
 import importlib.util
 import json
@@ -24,7 +25,13 @@ _UNUSED = formats.Text(field="text")
 
 
 class MissingDataError(FileNotFoundError):
-    """A data set that is not on the disk; the message says where to get it and where to put it."""
+    """A data set that is not on the disk; the message says where to get it and where to put it.
+
+    Attributes:
+      brief: the same in few words, for a list of them.
+    """
+
+    brief = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +57,7 @@ def read(
     subsets: Sequence[str] | None = None,
     sample: task_parts.Sample | None = None,
     online: bool = False,
+    left_out: collections.Counter[str] | None = None,
 ) -> list[Document]:
     """The documents that a task asks, subset by subset.
 
@@ -61,6 +69,7 @@ def read(
       sample: another part of each subset than the task's; OLMES asks 1,000 of its larger sets,
         Sample(count=1000).
       online: a data set that is not on the disk is fetched by `datasets`, from the hub.
+      left_out: counts the documents that the task does not ask: by "data.keep", by "data.sample".
 
     Raises:
       MissingDataError: there is no such data set.
@@ -70,7 +79,10 @@ def read(
     if unknown:
         raise ValueError(f"{task.name} has no subset {unknown[0]!r}; it has {task.subsets}.")
     split_name = split or _data(task).split
-    source = _Source(task=task, folder=folder.rstrip("/"), split=split_name, online=online)
+    counts = collections.Counter[str]() if left_out is None else left_out
+    source = _Source(
+        task=task, folder=folder.rstrip("/"), split=split_name, online=online, left_out=counts
+    )
     if sample is None and split_name == _data(task).split:
         sample = _data(task).sample
     found: list[Document] = []
@@ -81,7 +93,9 @@ def read(
                 f"The task {task.name} has no document of {subset or 'its split'!r}: does "
                 "data.keep or data.subset fit the data?"
             )
-        found += sampled(part, sample)
+        drawn = sampled(part, sample)
+        counts["data.sample"] += len(part) - len(drawn)
+        found += drawn
     return found
 
 
@@ -129,6 +143,7 @@ class _Source:
     task: tasks.Task
     folder: str
     split: str
+    left_out: collections.Counter[str]
     online: bool = False
     read: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
 
@@ -166,9 +181,10 @@ class _Source:
         }
         seen = set()
         for number, record in enumerate(records):
-            if "keep" in ask and not ask["keep"](record):
-                continue
             if subset and "subset" in ask and str(ask["subset"](record)) != subset:
+                continue
+            if "keep" in ask and not ask["keep"](record):
+                self.left_out["data.keep"] += 1
                 continue
             id_ = str(ask["id"](record)) if "id" in ask else str(number)
             key = f"{subset}/{id_}" if subset else id_
@@ -325,9 +341,11 @@ def _missing(task: tasks.Task, stem: str) -> MissingDataError:
         where.append(f"the Hugging Face data set {data.hub}{config}")
     if data.get:
         where.append(data.get)
-    return MissingDataError(
+    origin = f"{' or '.join(where) or 'its authors'}, licence {data.licence}"
+    error = MissingDataError(
         f"The task {task.name} has no data: there is no {stem} (or "
         f"{', '.join(_ENDINGS)} of that name, in parts or in a folder). "
-        f"Get {' or '.join(where) or 'it from its authors'}, licence {data.licence}, and put it "
-        "there."
+        f"Get it from {origin}, and put it there."
     )
+    error.brief = f"{task.name}: {stem}, from {origin}"
+    return error

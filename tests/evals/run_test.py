@@ -17,6 +17,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from midjax import files
 from midjax.batches import tokenize, vocabulary
 from midjax.corpora import formats, text
+from midjax.evals import generate, loss, needle, record
 from midjax.evals import run as evals
 from midjax.model import architecture, rope, sharding, transformer
 
@@ -95,8 +96,10 @@ def config(tmp_path):
         domains=("code", "prose"),
         row_tokens=32,
         batch_rows=2,
-        long=evals.LongDocuments(source="code", row_tokens=96, bucket_tokens=32, batch_rows=2),
-        samples=evals.Samples(prompts=("def f", "Once"), max_new_tokens=6, temperature=0.0, seed=0),
+        long=loss.LongDocuments(source="code", row_tokens=96, bucket_tokens=32, batch_rows=2),
+        samples=generate.Samples(
+            prompts=("def f", "Once"), max_new_tokens=6, temperature=0.0, seed=0
+        ),
         tokenizer=tokenizer,
         mesh=sharding.Mesh(data=1, fsdp=1, tensor=1),
     )
@@ -109,7 +112,11 @@ def test_uniform_model_end_to_end(config):
     result = evals.run(config, model_config, params, 12)
     path = evals.write(result)
     assert path == f"{config.run}/eval/after.json"
-    assert files.read_json(path) == result
+    assert result.pop("documents") == [] and files.read_json(path) == result
+    assert not list(files.path(config.run).glob("eval/*.documents.jsonl"))
+    (line,) = record.read(config.run)
+    scores = {f"domain/{name}/bits_per_byte": pytest.approx(math.log2(260)) for name in TEXTS}
+    assert (line["step"], line["name"], line["scores"]) == (12, "after", scores)
 
     assert (result["name"], result["run"], result["step"]) == ("after", config.run, 12)
     for name, texts in TEXTS.items():
@@ -204,7 +211,7 @@ def test_tokens_without_bos_are_refused(config, tmp_path):
     ("changes", "words"),
     [
         ({"name": "a/b"}, "plain file name"),
-        ({"domains": ()}, "domains is empty"),
+        ({"domains": (), "long": None, "samples": None}, "Eval asks nothing"),
         ({"domains": ("code", "code")}, "more than once"),
         ({"row_tokens": 0}, "row_tokens must be 1 or more"),
         ({"batch_rows": 0}, "batch_rows must be 1 or more"),
@@ -218,6 +225,7 @@ def test_bad_fields_are_refused(config, changes, words):
 ON_A_MESH = """
     import dataclasses, json, sys
     import jax, numpy as np
+    from midjax.evals import generate, loss, needle
     from midjax.evals import run as evals
     from midjax.model import architecture, rope, sharding, transformer
 
@@ -227,9 +235,9 @@ ON_A_MESH = """
     lists = {name: tuple(needles[name]) for name in ("row_tokens", "depths")}
     config = evals.Eval(
         **fields | {"domains": tuple(fields["domains"]), "mesh": sharding.Mesh(**axes)},
-        long=evals.LongDocuments(**long),
-        samples=evals.Samples(**samples),
-        needle=evals.Needles(**needles | lists),
+        long=loss.LongDocuments(**long),
+        samples=generate.Samples(**samples),
+        needle=needle.Needles(**needles | lists),
     )
     scaling = rope.RopeScaling(kind="none")
     model = architecture.TransformerConfig(
@@ -265,7 +273,7 @@ ON_A_MESH = """
 
 def hidden_keys():
     """5 tokens a key, which do not divide over two shards."""
-    return evals.Needles(
+    return needle.Needles(
         source="code", row_tokens=(96, 128), depths=(0.0, 0.9), per_cell=2, digits=5,
         statement="The pass key is {key}. ", question="The pass key is ", batch_rows=4, seed=0,
     )  # fmt: skip

@@ -126,7 +126,7 @@ def test_small_models_are_asked_by_ranked_choices():
         task.load(task.recommended(1_000_000_000)),
         task.load(task.recommended(7 * 10**9)),
     )
-    assert "arc_easy_rc" in small.members and "gsm8k_bpb" in small.members
-    assert "arc_easy_mc" in large.members and "gsm8k" in large.members
+    assert "arc_easy_rc" in small.members and "gsm8k_bpb_selection" in small.members
+    assert "arc_easy_mc" in large.members and "gsm8k_selection" in large.members
     kinds = {task.load(member).kind for member in small.members}
     assert kinds == {"choice", "gold"}

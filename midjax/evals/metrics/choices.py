@@ -31,12 +31,13 @@ _MEASURES: dict[str, Callable[[str, str, int], float]] = {
     "acc_per_byte": lambda continuation, choice, tokens: len(continuation.encode()),
     "acc_per_token": lambda continuation, choice, tokens: tokens,
 }
+ACCURACIES = (*_MEASURES, "acc_uncond")
 
 
 def score(name: str, instance: render.Instance, answers: Sequence[requests.Likelihood]) -> float:
     """One of the metrics for one instance, whose requests were answered in their order."""
     count = len(instance.choices)
-    told, without = answers[:count], answers[count:]
+    told = answers[:count]
     gold = instance.gold if isinstance(instance.gold, list | tuple) else [instance.gold]
     if name == "bits_per_byte":
         return min(bits_per_byte(instance.requests[i], told[i]) for i in gold)
@@ -44,6 +45,13 @@ def score(name: str, instance: render.Instance, answers: Sequence[requests.Likel
         top = max(answer.nats for answer in told)
         shares = [math.exp(answer.nats - top) for answer in told]
         return sum(shares[i] for i in gold) / sum(shares)
+    return float(chosen(name, instance, answers) in gold)
+
+
+def chosen(name: str, instance: render.Instance, answers: Sequence[requests.Likelihood]) -> int:
+    """The number of the choice that is the likeliest by an accuracy's measure."""
+    count = len(instance.choices)
+    told, without = answers[:count], answers[count:]
     if name == "acc_uncond":
         pairs = zip(told, without, strict=True)
         values = [answer.nats - alone.nats for answer, alone in pairs]
@@ -54,7 +62,7 @@ def score(name: str, instance: render.Instance, answers: Sequence[requests.Likel
             assert isinstance(request, requests.Loglikelihood)
             length = measure(request.continuation, choice, answer.tokens)
             values.append(answer.nats / max(length, 1))
-    return float(values.index(max(values)) in gold)
+    return values.index(max(values))
 
 
 def bits_per_byte(request: render.Request, answer: requests.Likelihood) -> float:

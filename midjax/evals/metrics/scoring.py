@@ -10,6 +10,7 @@
 
 Code is run, and function calls are compared, by a judge from outside: [(instance, completion), ...]
 -> [right or not, ...]. `judges` has them. Completions went through the filters of the task.
+Where a likelihood is not finite, its document's values are NaN, and so are all means over it.
 """
 
 import collections
@@ -144,6 +145,8 @@ def _one(
         assert isinstance(samples, tuple)
         return _text(metric, texts.filtered(samples[0], metric.filters), instance)
     likelihoods = [answer for answer in told if isinstance(answer, requests.Likelihood)]
+    if not all(math.isfinite(answer.nats) for answer in likelihoods):
+        return math.nan  # of NaN no choice is the likeliest
     if task.kind == "choice":
         return choices.score(metric.name, instance, likelihoods)
     (only,) = likelihoods

@@ -67,7 +67,10 @@ class SandboxUnavailable(RuntimeError):
 
     Attributes:
       reasons: one line for each thing that is missing or was not contained.
+      exit_code: of the command line, where this is a mistake, not a bug.
     """
+
+    exit_code = 2
 
     def __init__(self, reasons: typing.Sequence[str]) -> None:
         self.reasons = tuple(reasons)

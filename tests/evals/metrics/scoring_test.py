@@ -133,7 +133,7 @@ def test_groups_have_a_mean_per_kind_of_figure():
     }
     scores["mmlu_rc"] |= {"macro": {"acc": 0.25}}
     loss = {"primary": "bits_per_byte", "metrics": {"bits_per_byte": 2}}
-    scores["gsm8k_bpb"] = loss | {"per_instance": {"bits_per_byte": [1, 3]}}
+    scores["gsm8k_bpb_selection"] = loss | {"per_instance": {"bits_per_byte": [1, 3]}}
     found = scoring.combine(group, scores)
     others = len(group.members) - 3
     total = 0.5 * others + 1 + 0.25
@@ -141,8 +141,8 @@ def test_groups_have_a_mean_per_kind_of_figure():
     assert found["macro"]["bits_per_byte"] == 2
     assert found["micro"]["acc"] == pytest.approx((others + 1 + 18) / (2 * (others + 1) + 18))
     assert found["members"]["mmlu_rc"] == {"acc": 0.25}
-    del scores["gsm8k_bpb"]
-    with pytest.raises(ValueError, match="member 'gsm8k_bpb', which has no score"):
+    del scores["gsm8k_bpb_selection"]
+    with pytest.raises(ValueError, match="member 'gsm8k_bpb_selection', which has no score"):
         scoring.combine(group, scores)
 
 

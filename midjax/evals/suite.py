@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many tasks asked of one model: part of the root `Eval`.
+
+    Tasks --check--> Inputs: documents, prompts, sandbox --run(engine)--> Asked
+                                                             tasks, groups: for run/eval/<name>.json
+                                                             documents: a line for each
+
+    tasks   {task: {"primary", "metrics": {metric: mean}, "documents", "counts", "settings",
+                    "task_hash", "content_hash", of a task with subsets also
+                    "subsets": {subset: {metric: mean}} and "macro": {metric: mean of those}}}
+    groups  {group: {"members": {task: {metric: value}}, "macro": {metric: mean of the members},
+                     "micro": {metric: mean of all documents}}}
+    documents  [{"task", "subset", "id", "scores": {metric: value}, ...}], see `task_rows`
+
+A number that is not finite is null. "counts" says what became of every document and prompt: `left
+out` by whom, prompts that were `cut` and by how many tokens, answers in which nothing was `found`.
+"""
+
+import collections
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import jax
+
+from midjax import files, log
+from midjax.evals import (
+    engine,
+    judges,
+    likelihood,
+    likelihood_tokens,
+    render,
+    requests,
+    task_data,
+    task_rows,
+)
+from midjax.evals import task as tasks
+from midjax.evals.metrics import scoring
+from midjax.evals.sandbox import run as sandboxes
+from midjax.evals.sandbox import selftest
+from midjax.model import architecture
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tasks:
+    """Which tasks to ask, and how.
+
+    Attributes:
+      data: folder below which each task finds its documents, as its file says.
+      names: tasks, groups of tasks (core_small, ...), and files of your own that end in .toml.
+      limit: asks the first so many documents of each subset; None asks all.
+      shots: another number of examples than the tasks'; None keeps theirs.
+      split: asks this split instead of the tasks' own.
+      max_new_tokens: where a text that is written ends at the latest, if the task has it later.
+      variables: other texts than the tasks' own, such as the tokens of fill-in-the-middle.
+      online: fetches data that are not on the disk from the hub, with `datasets`.
+      begins: what a text begins with, see `likelihood_tokens.Tokenizer`.
+      batch_tokens: places that are computed at once for likelihoods, on all devices together.
+      batch_rows: texts that are written at once.
+      sandbox_workers: programs that run at a time, of code tasks; None is one per processor.
+      sandbox_site_packages: lets these programs import what is installed here, such as numpy.
+    """
+
+    data: str
+    names: tuple[str, ...]
+    limit: int | None = None
+    shots: int | None = None
+    split: str | None = None
+    max_new_tokens: int | None = None
+    variables: dict[str, str] = dataclasses.field(default_factory=dict)
+    online: bool = False
+    begins: Literal["as_it_says", "bos", "bare"] = "as_it_says"
+    batch_tokens: int = 4096
+    batch_rows: int = 32
+    sandbox_workers: int | None = None
+    sandbox_site_packages: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            raise ValueError("Tasks.names is empty. Name a task or a group, such as 'core_small'.")
+        if repeated := sorted({n for n in self.names if self.names.count(n) > 1}):
+            raise ValueError(f"Tasks.names has {repeated} more than once.")
+        least = {"limit": 1, "shots": 0, "max_new_tokens": 1, "batch_tokens": 1, "batch_rows": 1}
+        for name, low in (least | {"sandbox_workers": 1}).items():
+            if (value := getattr(self, name)) is not None and value < low:
+                raise ValueError(f"Tasks.{name} must be {low} or more, got {value}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A task, ready to be asked.
+
+    Attributes:
+      task: with what `Tasks` changes of it.
+      instances: what is asked.
+      left_out: documents that are not, by whom.
+    """
+
+    task: tasks.Task
+    instances: list[render.Instance]
+    left_out: collections.Counter[str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What `run` needs, checked.
+
+    Attributes:
+      prepared: the tasks, each once.
+      groups: what they are averaged over; members of members are members.
+      tokenizer: of the model.
+      sandbox: of code tasks, opened.
+    """
+
+    prepared: tuple[Prepared, ...]
+    groups: tuple[tasks.Task, ...]
+    tokenizer: likelihood_tokens.Tokenizer
+    sandbox: sandboxes.Sandbox | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What came of it; the module's docstring shows the parts."""
+
+    tasks: dict[str, Any]
+    groups: dict[str, Any]
+    documents: list[dict[str, Any]]
+
+
+def check(config: Tasks, *, context_tokens: int, tokenizer_folder: str) -> Inputs:
+    """Reads all documents, and refuses what can't give true numbers.
+
+    Raises:
+      fields.ConfigError: there is no such task; the nearest are named.
+      SandboxUnavailable: a code task, and no sandbox that holds.
+      MissingDataError: data that are not on the disk: all of them, and where to get each.
+      ValueError: the data do not fit a task, a setting does not, or a text the model's context.
+    """
+    wanted, groups = _expanded(config.names)
+    tokenizer = likelihood_tokens.open_folder(tokenizer_folder, begins=config.begins)
+    changed = [_changed(config, task) for task in wanted]
+    _check_variables(config, wanted)
+    sandbox = None
+    if any(task.kind == "code" for task in wanted):
+        sandbox = selftest.open(
+            workers=config.sandbox_workers, site_packages=config.sandbox_site_packages
+        )
+    prepared = _all_prepared(config, changed)
+    for one in prepared:
+        _check_context(one, tokenizer, context_tokens)
+    return Inputs(prepared=prepared, groups=tuple(groups), tokenizer=tokenizer, sandbox=sandbox)
+
+
+def open_engine(
+    config: Tasks,
+    inputs: Inputs,
+    model_config: architecture.TransformerConfig,
+    params: Any,
+    eos_ids: tuple[int, ...],
+    jax_mesh: jax.sharding.Mesh | None,
+) -> engine.Engine:
+    """The model as `run` asks it; there is no second copy of its parameters."""
+    scorer = likelihood.Scorer(
+        config=model_config,
+        params=params,
+        tokenizer=inputs.tokenizer,
+        jax_mesh=jax_mesh if jax_mesh is not None and jax_mesh.size > 1 else None,
+        batch_tokens=config.batch_tokens,
+    )
+    return engine.Engine(scorer=scorer, eos_ids=eos_ids, batch_rows=config.batch_rows)
+
+
+def run(config: Tasks, inputs: Inputs, model: engine.Engine) -> Asked:
+    """Asks all tasks, one after the other."""
+    found: dict[str, dict[str, Any]] = {}
+    scores: dict[str, dict[str, Any]] = {}
+    documents: list[dict[str, Any]] = []
+    for number, one in enumerate(inputs.prepared, 1):
+        task, instances = one.task, one.instances
+        log.say(
+            f"task {number} of {len(inputs.prepared)}, {task.name}: {len(instances)} documents, "
+            f"{sum(len(instance.requests) for instance in instances)} requests"
+        )
+        before = collections.Counter(model.scorer.counts)
+        answers = render.ask(model, instances)
+        cut = {
+            key: model.scorer.counts[key] - before[key] for key in ("cut requests", "cut tokens")
+        }
+        told: list[str] = []
+        judge = judges.of(task, inputs.sandbox, told)
+        score = scores[task.name] = scoring.score(task, instances, answers, judge=judge)
+        rows = task_rows.of(task, instances, answers, score, told)
+        documents += rows
+        figures = [key for key in ("metrics", "macro", "subsets") if key in score]
+        found[task.name] = {
+            "primary": task.primary,
+            **{key: score[key] for key in figures},
+            "documents": len(instances),
+            "counts": {"left out": dict(one.left_out), **cut, **task_rows.counts(task, rows)},
+            "settings": _settings(config, task, model, is_cut=cut["cut requests"] > 0),
+            "task_hash": _hash(dataclasses.asdict(task)),
+            "content_hash": _hash([dataclasses.asdict(instance) for instance in instances]),
+        }
+    groups = {group.name: scoring.combine(group, scores) for group in inputs.groups}
+    for group in groups.values():
+        del group["task"]
+    return Asked(tasks=finite(found), groups=finite(groups), documents=finite(documents))
+
+
+def finite(value: Any) -> Any:
+    """The same with None for numbers that are not finite, as JSON has none."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    return [finite(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _expanded(names: tuple[str, ...]) -> tuple[list[tasks.Task], list[tasks.Task]]:
+    """The tasks, each once, and the groups that were named."""
+    found: dict[str, tasks.Task] = {}
+    groups = []
+    for name in names:
+        loaded = tasks.load(name)
+        members = list(_members(loaded))
+        if loaded.kind == "group":
+            groups.append(
+                dataclasses.replace(loaded, members=tuple(dict.fromkeys(m.name for m in members)))
+            )
+        for task in members:
+            if found.setdefault(task.name, task) != task:
+                raise ValueError(
+                    f"Tasks.names has two different tasks with the name {task.name!r}. Give the "
+                    "file of one another name."
+                )
+    return list(found.values()), groups
+
+
+def _members(task: tasks.Task) -> Iterator[tasks.Task]:
+    if task.kind != "group":
+        yield task
+    for name in task.members:
+        yield from _members(tasks.load(name))
+
+
+def _changed(config: Tasks, task: tasks.Task) -> tasks.Task:
+    """A task with what `Tasks` changes of it."""
+    if config.shots is not None and task.shots.file:
+        raise ValueError(
+            f"Tasks.shots={config.shots}, but the examples of {task.name} are a text, of which "
+            "none can be left out. Leave Tasks.shots None, or ask this task by itself."
+        )
+    if config.max_new_tokens is None or task.generate is None:
+        return task
+    most = min(config.max_new_tokens, task.generate.max_new_tokens)
+    return dataclasses.replace(
+        task, generate=dataclasses.replace(task.generate, max_new_tokens=most)
+    )
+
+
+def _check_variables(config: Tasks, wanted: list[tasks.Task]) -> None:
+    known = {name for task in wanted for name in task.variables}
+    if unknown := sorted(set(config.variables) - known):
+        raise ValueError(
+            f"Tasks.variables has {unknown}, which none of the tasks has; theirs are "
+            f"{sorted(known)}."
+        )
+
+
+def _all_prepared(config: Tasks, wanted: list[tasks.Task]) -> tuple[Prepared, ...]:
+    prepared, missing = [], []
+    for task in wanted:
+        try:
+            prepared.append(_prepared(config, task))
+        except task_data.MissingDataError as error:
+            missing.append(error)
+    if len(missing) > 1 and all(error.brief for error in missing):
+        told = "".join(f"\n  {error.brief}" for error in missing)
+        raise task_data.MissingDataError(
+            f"{len(missing)} of {len(wanted)} tasks have no data. Put each there, with .jsonl, "
+            f".json or .parquet at its end, in parts or in a folder:{told}"
+        )
+    if missing:
+        raise missing[0]
+    return tuple(prepared)
+
+
+def _prepared(config: Tasks, task: tasks.Task) -> Prepared:
+    left_out = collections.Counter[str]()
+    instances = render.prepare(
+        task,
+        config.data,
+        split=config.split,
+        shots=config.shots,
+        variables={k: v for k, v in config.variables.items() if k in task.variables},
+        limit=config.limit,
+        online=config.online,
+        left_out=left_out,
+    )
+    return Prepared(task=task, instances=instances, left_out=+left_out)
+
+
+def _check_context(
+    one: Prepared, tokenizer: likelihood_tokens.Tokenizer, context_tokens: int
+) -> None:
+    """Refuses texts for which the context is too short; prompts are cut, and that is counted."""
+    task = one.task
+    if task.generate is not None and task.generate.max_new_tokens >= context_tokens:
+        raise ValueError(
+            f"{task.name} writes up to {task.generate.max_new_tokens} tokens, which leaves no room "
+            f"for a prompt in the model's context of {context_tokens}. Set Tasks.max_new_tokens, "
+            "or leave the task out."
+        )
+    # A token has a byte at least, so that only long continuations need be tokenized.
+    long = [
+        (instance.id, request)
+        for instance in one.instances
+        for request in instance.requests
+        if isinstance(request, requests.Loglikelihood)
+        and len(request.continuation.encode()) >= context_tokens
+    ]
+    pairs = likelihood_tokens.pairs(tokenizer, [request for _, request in long])
+    for (id_, _), (_, continuation) in zip(long, pairs, strict=True):
+        if len(continuation) > context_tokens:
+            raise ValueError(
+                f"{task.name}, document {id_}: an answer of {len(continuation)} tokens does not "
+                f"fit the model's context of {context_tokens}. Leave the task out."
+            )
+
+
+def _settings(
+    config: Tasks, task: tasks.Task, model: engine.Engine, *, is_cut: bool
+) -> dict[str, Any]:
+    """All that numbers depend on, but for the task's file and the data: of the model's context only
+    what was cut."""
+    shots: int | str | None = task.shots.file or config.shots
+    return {
+        "shots": task.shots.count if shots is None else shots,
+        "split": config.split or (task.data.split if task.data else ""),
+        "limit": config.limit,
+        "max_new_tokens": task.generate.max_new_tokens if task.generate else None,
+        "variables": {k: config.variables.get(k, v) for k, v in task.variables.items()},
+        "begins": config.begins,
+        "cut_to_tokens": model.scorer.config.context_tokens if is_cut else None,
+        "compute_dtype": model.scorer.config.compute_dtype,
+    }
+
+
+def _hash(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return files.sha256(text.encode(errors="backslashreplace"))

@@ -205,17 +205,19 @@ with Start.run and Start.kind = 'weights'. Average.method is LastN (checkpoints 
     ),
     "eval": Verb(
         verbs.evaluate,
-        "bits per byte by domain, tasks, loss by position, needle test, samples",
+        "bits per byte by domain, tasks, loss by position, needle test, long tasks, samples",
         """\
   midjax eval --gin_file=gin/recipes/demo_eval.gin --gin.Eval.run=build/demo/midtrain
   midjax eval --gin_file=gin/recipes/eval_core_small.gin --gin.Tasks.data=DATA --gin.Tasks.limit=10
   midjax eval --gin_file=gin/recipes/eval_huggingface.gin --gin.Eval.folder=HF --gin.Eval.output=OUT
+  midjax eval --gin_file=gin/recipes/eval_long.gin --gin.Eval.run=RUN --gin.Eval.tokenizer=FOLDER
 
 Measures a run (Eval.run) or a Hugging Face folder (Eval.folder, with Eval.output for the results)
 on token folders (Eval.domains), on tasks (Eval.tasks), or on both. Tasks.names has tasks, groups
 (core_small below 7B parameters, core_large from there on) or files of your own; their data are
 read from Tasks.data, where each lies as it is public. Missing data, unknown tasks, a context that
 is too short and, for code, a sandbox that does not hold are told before parameters are read.
+Eval.long_tasks asks RULER's tasks at any length, made of a token folder's text.
 Reads parameters only, and prints a table. Writes RUN/eval/<name>.json and, of tasks,
 <name>.documents.jsonl, a line per document; appends a line to RUN/evals.jsonl.""",
     ),

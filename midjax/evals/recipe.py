@@ -5,6 +5,7 @@ import dataclasses
 from typing import Literal
 
 from midjax.evals.generate import Samples
+from midjax.evals.long.run import LongTasks
 from midjax.evals.loss import LongDocuments
 from midjax.evals.needle import Needles
 from midjax.evals.suite import Tasks
@@ -24,7 +25,7 @@ class Eval:
       weights: "params", or "ema", the average that a run with `Train.ema` keeps of them.
       tasks: questions to answer; None asks none.
       tokens: folder that holds one token folder per source, text the model was not trained on;
-        `domains`, `long` and `needle` name folders in it.
+        the parts below name folders in it.
       domains: names of the token folders that are scored in bits per byte.
       row_tokens: how much of a document the model sees at once there; the same for every model
         that is to be compared.
@@ -32,6 +33,7 @@ class Eval:
       long: long documents for loss by position, which may exceed the model's context; None skips.
       samples: prompts to continue, which begin as the first domain's documents do; None skips.
       needle: pass keys hidden in long text, which may exceed the model's context; None skips.
+      long_tasks: RULER's tasks at any length, which may exceed the model's context; None skips.
       tokenizer: folder with `tokenizer.json`, the one the tokens were made with; of a Hugging Face
         folder its own if None.
       compute_dtype: of matrix products; None is the run's, and float32 for a Hugging Face folder.
@@ -53,6 +55,7 @@ class Eval:
     samples: Samples | None = None
     tokenizer: str | None = None
     needle: Needles | None = None
+    long_tasks: LongTasks | None = None
     weights: Literal["params", "ema"] = "params"
     compute_dtype: architecture.Dtype | None = None
 
@@ -84,7 +87,7 @@ class Eval:
             raise ValueError("Eval.tokenizer is not set. Name the tokenizer's folder.")
 
     def _check_asked(self) -> None:
-        texts = [self.domains, self.long, self.needle]
+        texts = [self.domains, self.long, self.needle, self.long_tasks]
         if not any([*texts, self.samples, self.tasks]):
             raise ValueError("Eval asks nothing. Set Eval.tasks, or Eval.domains with Eval.tokens.")
         if any(texts) and not self.tokens:

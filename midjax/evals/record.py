@@ -25,7 +25,8 @@ def scores(result: Mapping[str, Any]) -> dict[str, float | None]:
     """All figures of a result of `midjax eval`, by flat names.
 
     "domain/DOMAIN/bits_per_byte", "task/TASK/METRIC" and "group/GROUP/macro/METRIC". Of a task with
-    subsets it is the mean over subsets of their means, as such tasks are reported.
+    subsets it is the mean over subsets of their means, as such tasks are reported. Of long tasks
+    "long/TASK/TOKENS/score" and "first", and the same of their "mean".
     """
     found: dict[str, float | None] = {}
     for name, domain in (result.get("domains") or {}).items():
@@ -36,6 +37,11 @@ def scores(result: Mapping[str, Any]) -> dict[str, float | None]:
     for name, group in (result.get("groups") or {}).items():
         for metric, value in group["macro"].items():
             found[f"group/{name}/macro/{metric}"] = value
+    long_tasks = result.get("long_tasks") or {"cells": [], "means": []}
+    for cell in (*long_tasks["cells"], *({"task": "mean"} | one for one in long_tasks["means"])):
+        for metric in ("score", "first"):
+            if metric in cell:
+                found[f"long/{cell['task']}/{cell['row_tokens']}/{metric}"] = cell[metric]
     return found
 
 

@@ -9,6 +9,7 @@
      "needle": {"source", "per_cell", "digits", "statement", "question", "seed",
                 "cells": [{"row_tokens", "depth", "accuracy", "nats_per_token", "nats_without",
                            "saved_error"}]} or null,
+     "long_tasks": see `long.run`, or null,
      "samples": [{"prompt", "continuation"}], "tasks", "groups": see `suite`}
 
 Beside it `<name>.documents.jsonl` has a line for each document of each task (`task_rows`), and
@@ -29,6 +30,7 @@ import tokenizers
 from midjax import files, log
 from midjax.batches import shards, vocabulary
 from midjax.evals import batcher, generate, likelihood_tokens, loss, needle, record, suite
+from midjax.evals.long import run as long_run
 from midjax.evals.recipe import Eval
 from midjax.model import architecture, context, hf_generation
 from midjax.units import ceil_div
@@ -43,6 +45,7 @@ class Inputs:
     tokenizer_hash: str
     vocab_size: int
     needle: needle.Inputs | None
+    long_tasks: long_run.Inputs | None
     tasks: suite.Inputs | None
 
 
@@ -100,7 +103,7 @@ def _of_texts(
 ) -> dict[str, Any]:
     """The parts of the result that token folders give."""
     if not inputs.sources:
-        return {"domains": {}, "by_position": None, "needle": None}
+        return {"domains": {}, "by_position": None, "needle": None, "long_tasks": None}
     row_nll = loss.from_model(model_config, params, jax_mesh)
     domains = {}
     with log.Progress(f"eval {config.name}", _total_tokens(config, inputs)) as progress:
@@ -124,7 +127,17 @@ def _of_texts(
         if config.needle and inputs.needle:
             score = needle.from_model(model_config, params, jax_mesh)
             needles = needle.run(config.needle, inputs.needle, score, progress.advance)
-    return {"domains": domains, "by_position": by_position, "needle": needles}
+        long_tasks = None
+        if config.long_tasks and inputs.long_tasks:
+            asked = (config.long_tasks, inputs.long_tasks)
+            model = long_run.open_engine(*asked, model_config, params, _eos_ids(config), jax_mesh)
+            long_tasks = long_run.run(*asked, model, progress.advance)
+    return {
+        "domains": domains,
+        "by_position": by_position,
+        "needle": needles,
+        "long_tasks": long_tasks,
+    }
 
 
 def write(result: dict[str, Any]) -> str:
@@ -189,7 +202,7 @@ def check(
                 f"{divisor} data shards. Choose a multiple of {divisor}."
             )
     _check_context(config, jax_mesh)
-    others = [part.source for part in (config.long, config.needle) if part]
+    others = [part.source for part in (config.long, config.needle, config.long_tasks) if part]
     names = dict.fromkeys([*config.domains, *others])
     sources = {name: _source(config, name, facts) for name in names}
     needles = None
@@ -205,6 +218,10 @@ def check(
         bos = sources[config.domains[0]].manifest["bos_id"]
         asked = config.samples.asked()
         generate.prompt_ids(asked, tokenizer, bos, model_config.context_tokens)
+    long_tasks = None
+    if config.long_tasks:
+        source = sources[config.long_tasks.source]
+        long_tasks = long_run.check(config.long_tasks, source, tokenizer)
     prepared = None
     if config.tasks:
         prepared = suite.check(
@@ -216,6 +233,7 @@ def check(
         tokenizer_hash=facts["tokenizer_hash"],
         vocab_size=facts["vocab_size"],
         needle=needles,
+        long_tasks=long_tasks,
         tasks=prepared,
     )
 
@@ -259,6 +277,8 @@ def _total_tokens(config: Eval, inputs: Inputs) -> int:
         tokens += len(plan) * config.long.row_tokens
     if config.needle:
         tokens += needle.total_tokens(config.needle)
+    if config.long_tasks:
+        tokens += long_run.total_tokens(config.long_tasks)
     return tokens
 
 

@@ -87,6 +87,8 @@ def test_the_extension_recipes_go_on_from_the_demo(output, monkeypatch):
     """4x: measured before, trained, measured after, one page; 16x differs in numbers only."""
     monkeypatch.chdir(output.parent.parent)
     few = ["--gin.Needles.per_cell=2", "--gin.Needles.depths=(0.5,)"]
+    few += ["--gin.LongTasks.per_cell=1", "--gin.LongTasks.row_tokens=(512,)"]
+    few += ['--gin.LongTasks.tasks=("niah_single_2",)', "--gin.LongTasks.answer_tokens=24"]
     before = ["--gin.Eval.name=before_4x", f"--gin.Eval.run={demo.OUTPUT}/midtrain"]
     measure = ["eval", "--gin_file=recipes/extend_4x_eval.gin", *few]
     for line in (
@@ -100,6 +102,8 @@ def test_the_extension_recipes_go_on_from_the_demo(output, monkeypatch):
     cells = after["needle"]["cells"]
     assert [cell["row_tokens"] for cell in cells] == [256, 512, 1024]
     assert all(0 < cell["nats_per_token"] < 20 for cell in cells)
+    (cell,) = after["long_tasks"]["cells"]
+    assert cell["inexact"] == 0 and 4 < cell["bits_per_byte"] < 20 and cell["score"] == 0
     assert after["context_tokens"] == 1024 and after["by_position"]["documents"] == 11
     start = json.loads((output / "extend_4x" / "events.jsonl").read_text().splitlines()[0])
     assert start["event"] == "start" and start["packing"]["long_prose"]["dropped"] == {
@@ -107,3 +111,4 @@ def test_the_extension_recipes_go_on_from_the_demo(output, monkeypatch):
     }
     page = (output / "extend_4x.html").read_text()
     assert "Needle test, before" in page and "Needle test, after" in page
+    assert "Long tasks in numbers" in page

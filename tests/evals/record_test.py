@@ -79,3 +79,14 @@ def test_flat_names_of_a_result():
         "group/core/macro/acc": 0.6,
     }
     assert record.scores({"domains": {}}) == {}
+
+
+def test_figures_of_long_tasks():
+    cells = [{"task": "vt", "row_tokens": 512, "score": 0.5, "chance": 0.1, "first": None}]
+    means = [{"row_tokens": 512, "first": 0.25, "first_chance": 0.1}]
+    assert record.scores({"long_tasks": {"cells": cells, "means": means}}) == {
+        "long/vt/512/score": 0.5,
+        "long/vt/512/first": None,
+        "long/mean/512/first": 0.25,
+    }
+    assert record.scores({"long_tasks": None}) == {}

@@ -144,7 +144,7 @@ def test_parts_can_be_left_out(config):
     params = transformer.init(model_config, jax.random.key(0))
     result = evals.run(short, model_config, params, 1)
     assert result["by_position"] is None and result["samples"] == []
-    assert result["needle"] is None
+    assert result["needle"] is result["long_tasks"] is None
     assert list(result["domains"]) == ["prose"]
 
 
@@ -182,6 +182,19 @@ def test_needles_are_checked_before_the_model_runs(config):
     other = dataclasses.replace(hidden_keys(), source="law")
     with pytest.raises(FileNotFoundError, match="law is not a finished token folder"):
         evals.run(dataclasses.replace(config, needle=other), model(), None, 1)
+
+
+def test_long_tasks_are_checked_before_the_model_runs(config):
+    long_tasks = evals.long_run.LongTasks(source="code", row_tokens=(400,), per_cell=1)
+    for changes, error, words in (
+        ({}, ValueError, "'code' has 153 tokens of text, and the longest row 400"),
+        ({"source": "law"}, FileNotFoundError, "law is not a finished token folder"),
+        ({"row_tokens": (150,), "tasks": ("fwe",)}, ValueError, "row_tokens=150 is too short for"),
+        ({"row_tokens": (150,), "tasks": ("qa_squad",)}, FileNotFoundError, "LongTasks.squad is"),
+    ):
+        asked = dataclasses.replace(config, long_tasks=dataclasses.replace(long_tasks, **changes))
+        with pytest.raises(error, match=words):
+            evals.run(asked, model(), None, 1)
 
 
 def test_long_documents_must_exist(config):

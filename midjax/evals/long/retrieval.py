@@ -38,6 +38,7 @@ _VALUE = re.compile(r"One of the special magic \w+ for \S+ is: ([\w-]+)\.")
 # Needles in running text stand after these shares of its sentences, no two at the same.
 _DEPTHS = tuple(round(100 * i / 39) / 100 for i in range(40))
 _SENTENCE_END = re.compile(r"[.!?][\"')\]”’]*$")
+_TITLES = frozenset({"Mr.", "Mrs.", "Ms.", "Dr.", "St."})
 # Of text that ends no sentence, so many words are taken for one.
 _SENTENCE_WORDS = 60
 # How many values of a form there are: numbers of 7 digits, UUIDs of version 4.
@@ -185,7 +186,8 @@ def _sentence_ends(words: Sequence[str]) -> list[int]:
     ends: list[int] = []
     for number, word in enumerate(words, 1):
         begun = ends[-1] if ends else 0
-        if _SENTENCE_END.search(word) or number - begun == _SENTENCE_WORDS or number == len(words):
+        is_end = word not in _TITLES and _SENTENCE_END.search(word)
+        if is_end or number - begun == _SENTENCE_WORDS or number == len(words):
             ends.append(number)
     return ends
 

@@ -14,12 +14,15 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import jax
 import numpy as np
+import tokenizers
 
 from midjax import log
 from midjax.batches import shards
-from midjax.evals import likelihood_tokens, requests
+from midjax.evals import engine, likelihood, likelihood_tokens, requests
 from midjax.evals.long import haystack, prompts, questions, scores, tasks, tracking
+from midjax.model import architecture
 
 Advance = Callable[[int], None]
 
@@ -96,24 +99,23 @@ class Inputs:
     """What `run` asks, checked. `prompts` are those of (task, row_tokens); all of them are held,
     about 4 bytes for each token."""
 
+    tokenizer: likelihood_tokens.Tokenizer
     prompts: dict[tuple[str, int], tuple[prompts.Prompt, ...]]
 
 
-def check(
-    config: LongTasks, source: shards.TokenSource, tokenizer: likelihood_tokens.Tokenizer
-) -> Inputs:
+def check(config: LongTasks, source: shards.TokenSource, tokenizer: tokenizers.Tokenizer) -> Inputs:
     """Makes the prompts, and refuses what can't be made.
 
     Args:
-      source: the token folder of `config.source`.
-      tokenizer: the one the token folder was made with, as the engine will use it.
+      source: the token folder of `config.source`; has BOS, with which a prompt begins.
+      tokenizer: the one it was made with.
 
     Raises:
       task_data.MissingDataError: no data set for a task's questions.
       ValueError: too little text, rows too short for a task or too long for its data, answers that
         don't fit the room for them, a tokenizer that loses them.
     """
-    text = haystack.Haystack(source, tokenizer.tokenizer, config.seed)
+    text = haystack.Haystack(source, tokenizer, config.seed)
     if text.tokens < max(config.row_tokens):
         raise ValueError(
             f"LongTasks.source={config.source!r} has {text.tokens} tokens of text, and the longest "
@@ -127,9 +129,12 @@ def check(
                 f"LongTasks.per_cell={config.per_cell}, and {name} has {len(found.questions)} "
                 "questions. Ask for fewer."
             )
+    begun = likelihood_tokens.Tokenizer(
+        tokenizer=tokenizer, prefix_id=source.manifest["bos_id"], begins="bos"
+    )
     maker = prompts.Maker(
         text=text,
-        count=lambda one: len(tokenizer.encode([one])[0]),
+        count=lambda one: len(begun.encode([one])[0]),
         seed=config.seed,
         decoys=config.decoys,
         chains=tracking.Chains(count=config.chains, hops=config.hops),
@@ -142,8 +147,27 @@ def check(
             made[task, row_tokens] = tuple(
                 maker.make(task, row_tokens, room, sample) for sample in range(config.per_cell)
             )
-            _check_answers(task, made[task, row_tokens], tokenizer)
-    return Inputs(prompts=made)
+            _check_answers(task, made[task, row_tokens], begun)
+    return Inputs(tokenizer=begun, prompts=made)
+
+
+def open_engine(
+    config: LongTasks,
+    inputs: Inputs,
+    model_config: architecture.TransformerConfig,
+    params: Any,
+    eos_ids: tuple[int, ...],
+    jax_mesh: jax.sharding.Mesh | None,
+) -> engine.Engine:
+    """The model as `run` asks it: it reads prompts whole, whatever its context is."""
+    scorer = likelihood.Scorer(
+        config=model_config,
+        params=params,
+        tokenizer=inputs.tokenizer,
+        jax_mesh=jax_mesh if jax_mesh is not None and jax_mesh.size > 1 else None,
+        context_tokens=2 * max(config.row_tokens),  # rows are of their length; none is cut
+    )
+    return engine.Engine(scorer=scorer, eos_ids=eos_ids, batch_rows=config.batch_rows)
 
 
 def _check_answers(
@@ -175,14 +199,14 @@ def total_tokens(config: LongTasks) -> int:
 def run(
     config: LongTasks,
     inputs: Inputs,
-    engine: requests.Engine,
+    model: requests.Engine,
     advance: Advance = lambda tokens: None,
 ) -> dict[str, Any]:
     """Asks everything; the module's docstring shows the result.
 
     Args:
       inputs: from `check`.
-      engine: the model; must take contexts of the longest row without cutting them.
+      model: must read contexts of the longest row without cutting them, see `open_engine`.
       advance: told the tokens of what was asked.
     """
     cells: list[dict[str, Any]] = []
@@ -191,7 +215,7 @@ def run(
         found = {task: _facts(task, row_tokens, some) for task, some in made.items()}
         for form in config.forms:
             ask = _written if form == "generate" else _ranked
-            for task, numbers in ask(engine, made).items():
+            for task, numbers in ask(model, made).items():
                 found[task] |= numbers
             advance(len(made) * config.per_cell * row_tokens)
         cells += found.values()
@@ -202,6 +226,8 @@ def run(
             "their number of tokens."
         )
     means = [_mean(row_tokens, cells) for row_tokens in config.row_tokens]
+    for mean in means:
+        _say(mean)
     known = [(one["row_tokens"], one["score"]) for one in means if "score" in one]
     kept = ("source", "seed", "per_cell", "forms", "threshold")
     return {name: getattr(config, name) for name in kept} | {
@@ -225,27 +251,36 @@ def _facts(task: str, row_tokens: int, made: Sequence[prompts.Prompt]) -> dict[s
 _Made = dict[str, tuple[prompts.Prompt, ...]]
 
 
-def _written(engine: requests.Engine, made: _Made) -> dict[str, dict[str, Any]]:
+def _written(model: requests.Engine, made: _Made) -> dict[str, dict[str, Any]]:
     asked = [
         requests.Generate(context=one.text, stop=(), max_new_tokens=one.answer_tokens)
         for some in made.values()
         for one in some
     ]
-    answers = iter(engine.generate(asked))
+    answers = iter(model.generate(asked))
     return {
         task: scores.written(task, some, [next(answers)[0] for _ in some])
         for task, some in made.items()
     }
 
 
-def _ranked(engine: requests.Engine, made: _Made) -> dict[str, dict[str, Any]]:
+def _ranked(model: requests.Engine, made: _Made) -> dict[str, dict[str, Any]]:
     asked = {task: [scores.candidates(task, one) for one in some] for task, some in made.items()}
     flat = [request for some in asked.values() for one in some for request in one]
-    told = iter(engine.loglikelihoods(flat))
+    told = iter(model.loglikelihoods(flat))
     return {
         task: scores.ranked(some, [[next(told) for _ in one] for one in some])
         for task, some in asked.items()
     }
+
+
+def _say(mean: dict[str, Any]) -> None:
+    words = [
+        f"{words} {'–' if mean[name] is None else f'{mean[name]:.1%}'} (chance {mean[odds]:.1%})"
+        for name, odds, words in (("score", "chance", "found"), ("first", "first_chance", "first"))
+        if name in mean
+    ]
+    log.say(f"long tasks, {mean['row_tokens']} tokens: {', '.join(words)}")
 
 
 def _mean(row_tokens: int, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 
 from midjax.evals.long import retrieval, tasks
 
-WORDS = ["This", "is", "running", "text.", "Does", "it", "end?", "Never", "so", "far."]
+WORDS = ["This", "is", "running", "text.", "Does", "it", "end?", "Never", "so", "Mr.", "Far."]
 
 
 class Text:

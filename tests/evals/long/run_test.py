@@ -5,11 +5,17 @@ import dataclasses
 import json
 import math
 
+import jax
+import jax.numpy as jnp
 import long_answers
+import numpy as np
 import pytest
+import tiny_model
+from quick_compilation import quick_compilation  # noqa: F401 (a fixture)
 
 from midjax.evals import task_data
 from midjax.evals.long import run, tasks
+from midjax.model import transformer
 
 TOKENIZERS = {"bytes": long_answers.byte_level, "pieces": long_answers.sentence_pieces}
 
@@ -73,7 +79,7 @@ def config(**changes):
 def test_an_oracle_is_always_right_and_every_length_is_exact(opened, data):
     tokenizer, source = opened
     asked = config(tasks=("ruler",), row_tokens=(1536, 2311), decoys=7, **data)
-    inputs = run.check(asked, source, tokenizer)
+    inputs = run.check(asked, source, tokenizer.tokenizer)
     oracle, told = long_answers.Oracle(), []
     found = run.run(asked, inputs, oracle, told.append)
     assert [cell["score"] for cell in found["cells"]] == [1.0] * 26
@@ -97,7 +103,7 @@ GUESSED = (
 def test_who_guesses_has_the_score_of_chance(opened):
     tokenizer, source = opened
     asked = config(tasks=GUESSED, per_cell=40, chains=3, row_tokens=(1400,))
-    inputs = run.check(asked, source, tokenizer)
+    inputs = run.check(asked, source, tokenizer.tokenizer)
     scores, chances, firsts = {}, {}, []
     rounds = 5
     for seed in range(rounds):
@@ -121,13 +127,17 @@ def test_who_guesses_has_the_score_of_chance(opened):
 def test_numbers_do_not_depend_on_what_else_is_asked(opened):
     tokenizer, source = opened
     names = ("niah_single_3", "niah_multikey_2", "vt", "fwe")
-    both = run.check(config(tasks=names, row_tokens=(900, 1100)), source, tokenizer).prompts
+    both = run.check(
+        config(tasks=names, row_tokens=(900, 1100)), source, tokenizer.tokenizer
+    ).prompts
     again = run.check(
-        config(tasks=("fwe", "vt"), row_tokens=(1100,), per_cell=1), source, tokenizer
+        config(tasks=("fwe", "vt"), row_tokens=(1100,), per_cell=1), source, tokenizer.tokenizer
     ).prompts
     for (task, length), (prompt,) in again.items():
         assert both[task, length][0] == prompt
-    other = run.check(config(tasks=names, row_tokens=(900,), seed=6), source, tokenizer).prompts
+    other = run.check(
+        config(tasks=names, row_tokens=(900,), seed=6), source, tokenizer.tokenizer
+    ).prompts
     for task in names:
         assert len({p.text for p in (*both[task, 900], *other[task, 900])}) == 6
         short, long = both[task, 900][1], both[task, 1100][1]
@@ -138,7 +148,7 @@ def test_forms_that_are_not_asked_have_no_numbers(opened):
     tokenizer, source = opened
     for form, there in (("generate", "score"), ("rank", "first")):
         asked = config(tasks=("fwe",), row_tokens=(700,), per_cell=2, forms=(form,))
-        found = run.run(asked, run.check(asked, source, tokenizer), long_answers.Oracle())
+        found = run.run(asked, run.check(asked, source, tokenizer.tokenizer), long_answers.Oracle())
         assert {"score", "first"} & set(found["cells"][0]) == {there}
         assert (found["effective_tokens"] == 700) == (form == "generate")
         assert set(found["means"][0]) & {"score", "first"} == {there}
@@ -147,13 +157,44 @@ def test_forms_that_are_not_asked_have_no_numbers(opened):
 def test_lengths_that_are_not_met_are_told(opened, capsys):
     tokenizer, source = opened
     asked = config(tasks=("vt",), row_tokens=(700,), per_cell=2, forms=("generate",))
-    inputs = run.check(asked, source, tokenizer)
+    inputs = run.check(asked, source, tokenizer.tokenizer)
     first, second = inputs.prompts["vt", 700]
     first = dataclasses.replace(first, tokens=first.tokens - 2, is_exact=False)
-    short = run.Inputs(prompts={("vt", 700): (first, second)})
+    short = dataclasses.replace(inputs, prompts={("vt", 700): (first, second)})
     found = run.run(asked, short, long_answers.Oracle())["cells"][0]
     assert (found["inexact"], found["short_tokens"]) == (1, 2)
     assert "1 prompts are shorter than asked for, by 2 tokens" in capsys.readouterr().out
+
+
+def test_a_model_reads_rows_beyond_its_context(tmp_path, quick_compilation):  # noqa: F811
+    """Nats of the gold answers, by one forward pass each."""
+    tokenizer = long_answers.byte_level()
+    source = long_answers.source(tmp_path / "prose", tokenizer, long_answers.texts())
+    asked = config(
+        tasks=("fwe",), row_tokens=(400,), per_cell=2, decoys=2, answer_tokens=40, forms=("rank",)
+    )
+    inputs = run.check(asked, source, tokenizer.tokenizer)
+    size = tokenizer.tokenizer.get_vocab_size()
+    model = tiny_model.config(
+        vocab_size=size, dim=16, heads=2, kv_heads=1, head_dim=8, ffn_dim=16, layers=1,
+        context_tokens=64,
+    )  # fmt: skip
+    params = tiny_model.params(model, seed=3)
+    engine = run.open_engine(asked, inputs, model, params, (), None)
+    (cell,) = run.run(asked, inputs, engine)["cells"]
+    assert engine.scorer.counts["cut requests"] == 0
+    nats, letters = 0.0, 0
+    for prompt in inputs.prompts["fwe", 400]:
+        before, whole = tokenizer.encode([prompt.text, f"{prompt.text} {prompt.references[0]}"])
+        assert len(before) == 360
+        row = jnp.array([whole[:-1]])
+        places = jnp.arange(row.shape[1])[None]
+        logits = transformer.apply(model, params, row, jnp.ones_like(row), places)[0]
+        logp = np.asarray(jax.nn.log_softmax(logits[len(before) - 1 :]))
+        nats -= logp[np.arange(len(logp)), whole[len(before) :]].sum()
+        letters += len(prompt.references[0]) + 1
+    assert cell["bits_per_byte"] == pytest.approx(nats / letters / math.log(2), rel=1e-5)
+    assert 1 <= cell["rank"] <= 3
 
 
 @pytest.mark.parametrize(
@@ -182,7 +223,7 @@ def test_what_cannot_be_made_is_refused(opened, data):
 
     def refused(error=ValueError, **changes):
         with pytest.raises(error) as caught:
-            run.check(config(**changes), source, tokenizer)
+            run.check(config(**changes), source, tokenizer.tokenizer)
         return str(caught.value)
 
     assert "row_tokens=200 is too short for niah_single_1" in refused(

@@ -17,6 +17,7 @@ from rich import table as rich_table
 
 from midjax import files
 from midjax.report import (
+    evaluations,
     figure,
     goodput_plot,
     long_plot,
@@ -239,6 +240,8 @@ def _run_view(index: int, run: records.Run, colors: dict[str, int]) -> dict[str,
         "config": run.config,
         "loss_plot": plots.losses(run, colors, f"loss{index}"),
         "mixture_plot": plots.mixture(run, colors, f"mixture{index}"),
+        "evals_plot": evaluations.plot(run, f"evals{index}"),
+        "against": evaluations.tables(run),
     }
 
 

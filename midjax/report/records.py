@@ -20,6 +20,8 @@ class Run:
       metrics: one row per completed update, by step.
       events: in the order in which they happened.
       config: text of config.gin, else of config.json.
+      evals: lines of evals.jsonl, in their order; none where nothing was measured.
+      against: comparisons with a parent, by name.
     """
 
     label: str
@@ -27,6 +29,8 @@ class Run:
     metrics: list[dict[str, Any]]
     events: list[dict[str, Any]]
     config: str
+    evals: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    against: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     @functools.cached_property
     def sources(self) -> list[str]:
@@ -92,6 +96,8 @@ def read_run(label: str, folder: str) -> Run:
         metrics=[by_step[step] for step in sorted(by_step)],
         events=_rows(label, folder, "events.jsonl"),
         config=config,
+        evals=_evaluations(root / "evals.jsonl"),
+        against=[files.read_json(p) for p in sorted((root / "eval").glob("*.against.json"))],
     )
 
 
@@ -150,6 +156,19 @@ def _rows(label: str, folder: str, name: str) -> list[dict[str, Any]]:
         if not isinstance(row, dict):
             raise ValueError(f"{folder}/{name}, line {index + 1}, is not a JSON object: {line!r}")
         found.append(row)
+    return found
+
+
+def _evaluations(file: Any) -> list[dict[str, Any]]:
+    """Lines of evals.jsonl. A line that a kill tore, which may be any, is none."""
+    found = []
+    for text in file.read_text().split("\n") if file.exists() else ():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(line, dict) and isinstance(line.get("scores"), dict):
+            found.append(line)
     return found
 
 

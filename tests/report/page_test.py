@@ -233,3 +233,27 @@ def test_nothing_is_written_when_an_input_is_missing(config, tmp_path):
 def test_bad_fields_are_refused(config, changes, words):
     with pytest.raises(ValueError, match=words):
         dataclasses.replace(config, **changes)
+
+
+def test_what_was_measured_on_the_way_and_what_was_kept(config, tmp_path):
+    """A torn line costs no other one; a page of runs that measured nothing has no such section."""
+    page.run(config)
+    assert 'id="kept"' not in files.path(config.output).read_text()
+    lines = [
+        {"name": "held_out", "step": step, "weights": "params", "scores": {"domain/x/nll": value}}
+        for step, value in ((0, 2.5), (3, 1.5))
+    ]
+    text = [json.dumps(lines[0]), '{"name": "held', json.dumps(lines[1])]
+    (tmp_path / "mid" / "evals.jsonl").write_text("\n".join(text) + "\n")
+    against = {
+        "name": "held_out", "run": NASTY, "step": 3, "parent": {"run": "p", "step": 0},
+        "level": 0.95, "gates": [],
+        "rows": [{"score": "domain/x", "parent": 2.5, "now": 1.5, "delta": -1.0,
+                  "interval": [-1.25, -0.75], "verdict": "better"}],
+        "retention": {"value": 1.25, "interval": None, "left_out": {}},
+    }  # fmt: skip
+    files.write_json(tmp_path / "mid" / "eval" / "held_out.against.json", against)
+    page.run(config)
+    found = files.path(config.output).read_text()
+    assert 'id="kept"' in found and 'href="#kept"' in found and NASTY not in found
+    assert "−1.2500 to −0.7500" in found and "domain/x/nll from 2.5000 to 1.5000" in found

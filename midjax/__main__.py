@@ -31,6 +31,8 @@ Exit codes: 0  done
             4  train: diverged, too many updates in a row were skipped; the message names the last
                good checkpoint and the rows. To start it again changes nothing
             5  train: the run's only checkpoint is damaged, and going on would mean starting over
+            6  train, eval --against: a gate failed, more was forgotten than it allows; what was
+               done is saved
             42 train: SIGTERM; the run saved and ended. The same command goes on, bit for bit
            134 train in several processes: one of them is missing or was lost. Start all again
            171 train: checkpoints cannot be written or read, or a bucket cannot be reached (a full
@@ -157,14 +159,16 @@ Start.run; eval and export read it like any run.""",
   midjax train --gin_file=gin/recipes/demo_midtrain.gin
 
 Writes Train.run_dir: config.json, config.gin, metrics.jsonl (a row per update), events.jsonl,
-checkpoints/<step>/; layer_norms.jsonl if asked; skipped_steps.json after a rollback. If that folder
-holds a checkpoint of this run, the newest whole one is resumed, whatever Start says (damaged ones
-are set aside, and it says so); otherwise Start says what the run begins from. The recipe must be
-the one that the run began with, but for run_dir, mesh, state_sharding, state_memory, microbatches,
-checkpoint, compilation_cache, trackers, device_flops_per_second, optimizer.clip_norm, ema,
-model.remat and model.loss_chunk_tokens, for how it is guarded and measured (spikes, rollback,
-max_consecutive_skips, layer_norms_every_steps, noise_scale_every_steps), for batch sizes and the
-mixture: one that changed is a new stage from the next row on, and each source goes on where it was.
+checkpoints/<step>/; layer_norms.jsonl if asked; skipped_steps.json after a rollback; with
+Train.evaluations evals.jsonl and eval/<name>-<step>.json. If that folder holds a checkpoint of this
+run, the newest whole one is resumed, whatever Start says (damaged ones are set aside, and it says
+so); otherwise Start says what the run begins from. The recipe must be the one that the run began
+with, but for run_dir, mesh, state_sharding, state_memory, microbatches, checkpoint,
+compilation_cache, trackers, device_flops_per_second, optimizer.clip_norm, ema, model.remat and
+model.loss_chunk_tokens, for how it is guarded and measured (spikes, rollback,
+max_consecutive_skips, layer_norms_every_steps, noise_scale_every_steps, evaluations), for batch
+sizes and the mixture: one that changed is a new stage from the next row on, and each source goes on
+where it was.
 With more train_tokens, and phases appended to its schedule, the run is extended, where every update
 that was done keeps its rate. Where Train.compilation_cache, or the variable
 JAX_COMPILATION_CACHE_DIR, names a folder, later runs find their programs compiled. Ends with where
@@ -219,7 +223,12 @@ read from Tasks.data, where each lies as it is public. Missing data, unknown tas
 is too short and, for code, a sandbox that does not hold are told before parameters are read.
 Eval.long_tasks asks RULER's tasks at any length, made of a token folder's text.
 Reads parameters only, and prints a table. Writes RUN/eval/<name>.json and, of tasks,
-<name>.documents.jsonl, a line per document; appends a line to RUN/evals.jsonl.""",
+<name>.documents.jsonl, a line per document; appends a line to RUN/evals.jsonl.
+  --against PARENT  compares with a run (its newest checkpoint), RUN/checkpoints/STEP or the file of
+                    a result: deltas by domain and task with paired bootstrap intervals, retention
+                    in one figure. PARENT is measured the same way where it was not yet. Writes
+                    RUN/eval/<name>.against.json; exit code 6 where a gate of Eval.comparison fails.
+""",
     ),
     "export": Verb(
         verbs.export,

@@ -115,6 +115,11 @@ def read_places(root: Any, recipe: Any) -> list[str]:
 
     sources = recipe.data.sources.items()
     named = [(f"{name}/Source.tokens", source.tokens) for name, source in sources]
+    for one in recipe.evaluations:
+        named += [("Evaluation.tokens", one.tokens), ("Evaluation.parent", one.parent)]
+        named += [("Tasks.data", one.tasks.data)] if one.tasks else []
+        if not one.tokenizer.startswith("package:"):
+            named.append(("Evaluation.tokenizer", one.tokenizer))
     named += [("Start.run", recipe.start.run), ("Start.huggingface", recipe.start.huggingface)]
     found = {name: place for name, place in named if place is not None}
     local = {name: place for name, place in found.items() if not place.startswith("gs://")}

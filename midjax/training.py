@@ -36,6 +36,7 @@ LOOSE_WHEN_RESUMING = (
     "rollback",
     "layer_norms_every_steps",
     "noise_scale_every_steps",
+    "evaluations",
     "ema",
     "hosts",
 )

@@ -127,7 +127,20 @@ def _scorer(root: Any, model: Any, mesh: Any, tokenizer_hash: str | None) -> Cal
 
 
 def evaluate(arguments: list[str]) -> None:
+    from midjax import against_verb
+    from midjax.evals import pairing
+
+    arguments, given = against_verb.split(arguments)
     root = load("eval", arguments)
+    parent = against_verb.open_parent(given) if given else None  # before anything is measured
+    result, where = _measured(root, None)
+    if parent:
+        now = pairing.of(result, where)
+        against_verb.run(root, now, parent, lambda *asked: _measured(*asked)[0])
+
+
+def _measured(root: Any, stem: str | None) -> tuple[dict[str, Any], str]:
+    """The result of an evaluation, and its file."""
     from midjax import log, opening
     from midjax.evals import run, table
     from midjax.model import sharding
@@ -139,10 +152,11 @@ def evaluate(arguments: list[str]) -> None:
     inputs = run.check(root, opened.model, mesh, tokenizer_hash=opened.tokenizer_hash)
     params = opened.params(mesh)
     result = run.run(root, opened.model, params, opened.step, mesh, inputs=inputs)
-    where = run.write(result)
+    where = run.write(result, stem=stem)
     for line in table.lines(result):
         log.say(line)
     log.say(f"written to {where}")
+    return result, where
 
 
 def export(arguments: list[str]) -> None:
@@ -159,6 +173,7 @@ def export(arguments: list[str]) -> None:
     evals = {
         place.stem: files.read_json(place)
         for place in sorted((files.path(root.run) / "eval").glob("*.json"))
+        if not place.name.endswith(".against.json")
     }
     card = {
         "stages, oldest first": lineage.brief(stages),

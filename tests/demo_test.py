@@ -33,6 +33,10 @@ def test_every_step_reads_what_an_earlier_step_wrote():
                 needs(source.tokens)
             if root.start.run:
                 needs(root.start.run)
+            for evaluation in root.evaluations:
+                needs(evaluation.tokenizer)
+                for domain in evaluation.domains:
+                    needs(f"{evaluation.tokens}/{domain}")
             written.add(root.run_dir)
         elif verb == "eval":
             for domain in root.domains:

@@ -13,6 +13,7 @@ import midjax
 PACKAGE = pathlib.Path(midjax.__file__).parent
 BASE = {"types", "units", "files", "log"}
 GLUE = {
+    "against_verb",
     "__main__",
     "demo",
     "launch_verb",

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The verb `launch` through the command line: what it refuses before a slice is paid for."""
 
+import dataclasses
+
 import pytest
 
 from midjax import __main__ as cli
 from midjax import config, launch_verb
-from midjax.launch import pods
+from midjax.launch import pods, spec
+from midjax.train import evaluation
 
 RECIPE = "gin/recipes/launch_v5e.gin"
 
@@ -75,6 +78,18 @@ def test_the_recipe_fits_every_slice_that_has_a_file(size):
         "gs://my-bucket/runs/demo/pretrain",
         *(f"gs://my-bucket/runs/demo/tokens/{name}" for name in ("code", "maths", "prose")),
     ]
+
+
+def test_what_evaluations_read_must_be_in_a_bucket_too():
+    root = config.load("launch", [RECIPE], [])
+    given = {"name": "x", "every_steps": 9, "domains": ("prose",), "tokenizer": "package:a/b"}
+    asked = evaluation.Evaluation(tokens="build/heldout", **given)
+    recipe = dataclasses.replace(launch_verb.read(root), evaluations=(asked,))
+    with pytest.raises(spec.LaunchError, match="Evaluation.tokens = 'build/heldout'"):
+        launch_verb.read_places(root, recipe)
+    there = dataclasses.replace(asked, tokens="gs://b/heldout")
+    recipe = dataclasses.replace(recipe, evaluations=(there,))
+    assert "gs://b/heldout" in launch_verb.read_places(root, recipe)
 
 
 @pytest.mark.parametrize("more", [[], ["Launch.bucket=gs://b-2/x"]])

@@ -5,12 +5,14 @@ import dataclasses
 import pathlib
 
 import numpy as np
+import tokenizers
+from tokenizers import models, pre_tokenizers
 
 from midjax import checkpoint
-from midjax.batches import loader, shards
+from midjax.batches import loader, shards, vocabulary
 from midjax.mixture import stages as stages_lib
 from midjax.model import architecture, rope, sharding
-from midjax.train import recipe, start, step
+from midjax.train import evaluation, recipe, start, step
 from midjax.train.optimizers import adamw as adamw_lib
 from midjax.train.schedules import phases
 
@@ -29,10 +31,31 @@ def write_tokens(folder: pathlib.Path, *, documents: int = 60, tokenizer: str = 
             tokens = np.where(noise, rng.integers(0, VOCAB - 2, length), tokens)
             made.append((f"{name}-{i}", 3 * length, np.array([VOCAB - 2, *tokens, VOCAB - 1])))
         facts = {
-            "vocab_size": VOCAB, "tokenizer_hash": tokenizer, "bos_id": VOCAB - 2,
-            "eos_id": VOCAB - 1,
+            "source": name, "vocab_size": VOCAB, "tokenizer_hash": tokenizer,
+            "bos_id": VOCAB - 2, "eos_id": VOCAB - 1,
         }  # fmt: skip
         shards.write(str(folder / name), made, facts=facts, shard_tokens=500)
+
+
+def write_tokenizer(folder: pathlib.Path) -> str:
+    """A tokenizer of `VOCAB` words; returns its hash, for `write_tokens`."""
+    words = {f"w{i}": i for i in range(VOCAB)}
+    made = tokenizers.Tokenizer(models.WordLevel(words, unk_token="w0"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    folder.mkdir(parents=True)
+    made.save(str(folder / "tokenizer.json"))
+    opened = vocabulary.FastTokenizer(path=str(folder), bos_token=None, eos_token=None).open()
+    return opened.facts["tokenizer_hash"]
+
+
+def held_out(folder: pathlib.Path, **kwargs) -> evaluation.Evaluation:
+    """An evaluation of what is in folder/tokens, by folder/tokenizer, inside of a run."""
+    given = {
+        "name": "held_out", "every_steps": 50, "tokens": str(folder / "tokens"),
+        "domains": ("prose", "code"), "row_tokens": T, "batch_rows": 16,
+        "tokenizer": str(folder / "tokenizer"),
+    }  # fmt: skip
+    return evaluation.Evaluation(**(given | kwargs))
 
 
 def model(**kwargs) -> architecture.TransformerConfig:

@@ -190,7 +190,7 @@ def _empty(how: _How, rows: int, slots: int) -> tuple[decode.Cache, _Rows]:
         temperature=reals,
         top_p=reals,
     )
-    return decode.empty(how.config, rows, slots), _everywhere(nothing)
+    return decode.empty(how.config, rows, slots), sharding.everywhere(nothing)
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -217,7 +217,7 @@ def _fill(
     def merged(new: Array, old: Array) -> Array:
         return jnp.where(prompts.is_new.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
-    rows = _everywhere(jax.tree.map(merged, new, rows))
+    rows = sharding.everywhere(jax.tree.map(merged, new, rows))
     return cache, rows, rows.token
 
 
@@ -254,14 +254,7 @@ def _chunk(
 
     state = (jnp.int32(0), cache, rows, out)
     _, cache, rows, out = jax.lax.while_loop(unfinished, one, state)
-    return cache, *_everywhere((rows, out))
-
-
-def _everywhere(tree: Any) -> Any:
-    """Whole on every device: what the host reads, and what would else be laid out anew and anew."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return tree
-    return jax.lax.with_sharding_constraint(tree, jax.sharding.PartitionSpec())
+    return cache, *sharding.everywhere((rows, out))
 
 
 # ---- on the host ----

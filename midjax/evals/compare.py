@@ -24,6 +24,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from midjax import files
 from midjax.evals import bootstrap, pairing
 
 RETENTION = "retention"
@@ -99,6 +100,12 @@ class ForgottenError(ValueError):
     """A gate failed: more was lost than it allows."""
 
     exit_code = 6
+    is_everywhere = True  # of several processes all know, and none has to be told
+
+
+def path(run_dir: str, name: str) -> Any:
+    """Where the comparison of the results NAME of a run is."""
+    return files.path(run_dir) / "eval" / f"{name}.against.json"
 
 
 def compare(parent: pairing.Measured, now: pairing.Measured, config: Comparison) -> dict[str, Any]:
@@ -108,8 +115,8 @@ def compare(parent: pairing.Measured, now: pairing.Measured, config: Comparison)
       name, run, step, weights; parent: {run, step, weights, path}; level, resamples, seed;
       rows: {score, less_is_better, documents, parent, now, delta, interval, method, relative,
       relative_interval, verdict}; retention: {value, interval, method, scores, left_out: {score:
-      why}}; gates: {scores, of, largest_loss, must_hold_for, score, loss, interval, passed, why};
-      passed. Numbers that are not known are null.
+      why}}; not_compared: what else is in the results; gates: {scores, of, largest_loss,
+      must_hold_for, score, loss, interval, passed, why}; passed. Unknown numbers are null.
 
     Raises:
       pairing.IncomparableError: no difference of the two has a meaning.
@@ -140,6 +147,7 @@ def compare(parent: pairing.Measured, now: pairing.Measured, config: Comparison)
         "seed": config.seed,
         "rows": rows,
         "retention": retention,
+        "not_compared": pairing.not_compared(parent, now),
         "gates": gates,
         "passed": all(gate["passed"] for gate in gates),
     }

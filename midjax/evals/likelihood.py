@@ -190,7 +190,7 @@ def _score(
     slots = targets_BS.shape[1]
     chunk = min(slots, 1 << (config.loss_chunk_tokens.bit_length() - 1))
     if chunk == slots:
-        return _everywhere(_of_slots(config, params, hidden_BSD, targets_BS))
+        return sharding.everywhere(_of_slots(config, params, hidden_BSD, targets_BS))
 
     def chunks(x: Array) -> Array:
         return jnp.moveaxis(x.reshape(len(x), -1, chunk, *x.shape[2:]), 1, 0)
@@ -198,7 +198,9 @@ def _score(
     nats, hits = jax.lax.map(
         lambda piece: _of_slots(config, params, *piece), (chunks(hidden_BSD), chunks(targets_BS))
     )
-    return _everywhere(tuple(jnp.moveaxis(x, 0, 1).reshape(targets_BS.shape) for x in (nats, hits)))
+    return sharding.everywhere(
+        tuple(jnp.moveaxis(x, 0, 1).reshape(targets_BS.shape) for x in (nats, hits))
+    )
 
 
 def _of_slots(
@@ -213,12 +215,6 @@ def _of_slots(
     target_BS = jnp.where(hit_BSV, logits_BSV, 0.0).sum(axis=-1)
     nats_BS = target_BS - jax.nn.logsumexp(logits_BSV, axis=-1)
     return nats_BS, jnp.argmax(logits_BSV, axis=-1) == targets_BS
-
-
-def _everywhere(tree: Any) -> Any:
-    if jax.sharding.get_abstract_mesh().empty:
-        return tree
-    return jax.lax.with_sharding_constraint(tree, jax.sharding.PartitionSpec())
 
 
 # ---- on the host ----

@@ -6,6 +6,7 @@ to the nats of each of its targets, [B, T]; `from_model` makes it from a model. 
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -68,27 +69,25 @@ def from_model(
     process gets all the losses back.
     """
 
-    def compute(params: Any, batch: Any) -> jax.Array:
-        hidden_BTD = transformer.hidden(
-            config, params, batch.tokens, batch.segments, batch.positions
-        )
-        nll_BT, _ = model_loss.token_losses(config, params, hidden_BTD, batch.targets)
-        return nll_BT
-
     if jax_mesh is None:
-        jitted = jax.jit(compute)
-        return lambda batch: np.asarray(jitted(params, batch))
+        return lambda batch: np.asarray(_nll(config, params, batch))
     rows = sharding.batch(jax_mesh)
-    everywhere = jax.sharding.NamedSharding(jax_mesh, jax.sharding.PartitionSpec())
-    jitted = jax.jit(compute, out_shardings=everywhere)
 
     def on_mesh(batch: batches.Batch) -> np.ndarray:
         arranged = context.arrange(batch, jax_mesh.shape)
         with jax.set_mesh(jax_mesh):
-            found = jitted(params, jax.tree.map(lambda x: place(x, rows), arranged))
+            found = _nll(config, params, jax.tree.map(lambda x: place(x, rows), arranged))
         return context.restore(np.asarray(found), jax_mesh.shape)
 
     return on_mesh
+
+
+# One for all calls: a run that evaluates many times compiles it once.
+@functools.partial(jax.jit, static_argnums=0)
+def _nll(config: architecture.TransformerConfig, params: Any, batch: Any) -> jax.Array:
+    hidden_BTD = transformer.hidden(config, params, batch.tokens, batch.segments, batch.positions)
+    nll_BT, _ = model_loss.token_losses(config, params, hidden_BTD, batch.targets)
+    return sharding.everywhere(nll_BT)
 
 
 def place(array: np.ndarray, on: jax.sharding.Sharding) -> jax.Array:

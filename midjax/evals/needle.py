@@ -331,20 +331,16 @@ def from_model(
     With a mesh, params may be sharded over it, rows are split over its data axes and their length
     over `context`; every process gets all the scores back.
     """
-    compute = functools.partial(_scores, config)
     if jax_mesh is None:
-        jitted = jax.jit(compute)
 
         def on_device(tokens_BT: Any, *answer_BA: Any) -> tuple[np.ndarray, np.ndarray]:
-            likeliest_BA, nats_BA = jitted(params, _rows(tokens_BT), *answer_BA)
+            likeliest_BA, nats_BA = _scores(config, params, _rows(tokens_BT), *answer_BA)
             return np.asarray(likeliest_BA), np.asarray(nats_BA)
 
         return on_device
     parts = context.shards(jax_mesh.shape)
     split = sharding.batch(jax_mesh)
     by_row = jax.sharding.NamedSharding(jax_mesh, jax.sharding.PartitionSpec(split.spec[0]))
-    everywhere = jax.sharding.NamedSharding(jax_mesh, jax.sharding.PartitionSpec())
-    jitted = jax.jit(compute, out_shardings=everywhere)
 
     def on_mesh(tokens_BT: Any, places_BA: Any, answers_BA: Any) -> tuple[np.ndarray, np.ndarray]:
         size = places_BA.shape[1]
@@ -353,7 +349,8 @@ def from_model(
         # Activations of A places are split over `context` too: filled up until they divide.
         answer = [np.pad(x, ((0, 0), (0, -size % parts))) for x in (places_BA, answers_BA)]
         with jax.set_mesh(jax_mesh):
-            likeliest_BA, nats_BA = jitted(
+            likeliest_BA, nats_BA = _scores(
+                config,
                 params,
                 {name: loss.place(x, split) for name, x in rows.items()},
                 *(loss.place(x, by_row) for x in answer),
@@ -373,6 +370,8 @@ def _rows(tokens_BT: Int[np.ndarray, "B T"]) -> dict[str, Int[np.ndarray, "B T"]
     }
 
 
+# One for all calls, as in `loss`.
+@functools.partial(jax.jit, static_argnums=0)
 def _scores(
     config: architecture.TransformerConfig,
     params: Any,
@@ -385,4 +384,5 @@ def _scores(
     hidden_BAD = jnp.take_along_axis(hidden_BTD, places_BA[:, :, None], axis=1)
     logits_BAV = transformer.logits(config, params, hidden_BAD)
     found_BA = jnp.take_along_axis(logits_BAV, answers_BA[:, :, None], axis=2)[:, :, 0]
-    return logits_BAV.argmax(axis=-1), jax.nn.logsumexp(logits_BAV, axis=-1) - found_BA
+    nats_BA = jax.nn.logsumexp(logits_BAV, axis=-1) - found_BA
+    return sharding.everywhere((logits_BAV.argmax(axis=-1), nats_BA))

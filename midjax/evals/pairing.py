@@ -93,7 +93,7 @@ def read(path: Any) -> Measured:
             "and Eval.name."
         )
     result = files.read_json(target)
-    documents: dict[str, list[dict[str, Any]]] = {}
+    rows: list[Mapping[str, Any]] = []
     if result.get("tasks"):
         beside = target.with_suffix(".documents.jsonl")
         if not beside.exists():
@@ -101,11 +101,20 @@ def read(path: Any) -> Measured:
                 f"{target} has tasks, and {beside}, their documents, is missing: `midjax eval` "
                 "writes both. Evaluate again."
             )
-        documents = collections.defaultdict(list)
-        for line in beside.read_text().splitlines():
-            row = json.loads(line)
-            documents[row["task"]].append(row)
-    return Measured(result=result, documents=documents, path=str(target))
+        rows = [json.loads(line) for line in beside.read_bytes().decode().split("\n") if line]
+    return of(result | {"documents": rows}, target)
+
+
+def of(result: Mapping[str, Any], path: Any) -> Measured:
+    """A result with the lines of its documents, as `run.run` gives it.
+
+    Args:
+      path: where it is, or will be.
+    """
+    documents: dict[str, list[Mapping[str, Any]]] = collections.defaultdict(list)
+    for row in result.get("documents") or ():
+        documents[row["task"]].append(row)
+    return Measured(result=result, documents=documents, path=str(path))
 
 
 def pairs(parent: Measured, now: Measured) -> list[Pair]:
@@ -128,6 +137,18 @@ def pairs(parent: Measured, now: Measured) -> list[Pair]:
     if not found:
         raise IncomparableError(f"{now.where} has neither domains nor tasks to compare.")
     return found
+
+
+def not_compared(parent: Measured, now: Measured) -> list[str]:
+    """What is in no pair: scores that the parent alone has, and parts without documents."""
+    found = [
+        f"{kind} {name!r}, of the parent only"
+        for kind in ("domains", "tasks")
+        for name in (parent.result.get(kind) or {})
+        if name not in (now.result.get(kind) or {})
+    ]
+    parts = ("by_position", "needle", "long_tasks", "samples", "groups")
+    return found + [part for part in parts if now.result.get(part)]
 
 
 def _same(differ: list[str], what: str, parent: Any, now: Any) -> None:

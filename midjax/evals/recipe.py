@@ -4,6 +4,7 @@
 import dataclasses
 from typing import Literal
 
+from midjax.evals.compare import Comparison
 from midjax.evals.generate import Samples
 from midjax.evals.long.run import LongTasks
 from midjax.evals.loss import LongDocuments
@@ -37,6 +38,7 @@ class Eval:
       tokenizer: folder with `tokenizer.json`, the one the tokens were made with; of a Hugging Face
         folder its own if None.
       compute_dtype: of matrix products; None is the run's, and float32 for a Hugging Face folder.
+      comparison: of `midjax eval --against PARENT`: how much may be lost.
       mesh: devices; need not be those of the training.
     """
 
@@ -58,6 +60,7 @@ class Eval:
     long_tasks: LongTasks | None = None
     weights: Literal["params", "ema"] = "params"
     compute_dtype: architecture.Dtype | None = None
+    comparison: Comparison = dataclasses.field(default_factory=Comparison)
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name or self.name.startswith("."):

@@ -108,5 +108,17 @@ def latest(lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [found[key] for key in sorted(found)]
 
 
+def remove_after(folder: str, names: Iterable[str], step: int) -> None:
+    """Takes away lines of these names that are of later steps: they will be measured again."""
+    target, own = files.path(folder) / FILE, set(names)
+    if not target.exists():
+        return
+    lines = read(folder)
+    kept = [line for line in lines if line["name"] not in own or line["step"] <= step]
+    if len(kept) < len(lines):
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
+        files.write_text(target, text)
+
+
 def _finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)

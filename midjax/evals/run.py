@@ -22,6 +22,7 @@ Everything that can be known to be wrong is known before the model runs once.
 import dataclasses
 import functools
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -140,20 +141,30 @@ def _of_texts(
     }
 
 
-def write(result: dict[str, Any]) -> str:
+def write(
+    result: dict[str, Any],
+    *,
+    stem: str | None = None,
+    scores: Mapping[str, float | None] | None = None,
+) -> str:
     """Writes run/eval/<name>.json, <name>.documents.jsonl if tasks were asked, and a line of
-    run/evals.jsonl; each whole or not at all, from process 0. Returns the path of the first."""
-    folder = files.path(result["run"]) / "eval"
-    target = str(folder / f"{result['name']}.json")
+    run/evals.jsonl; each whole or not at all, from process 0. Returns the path of the first.
+
+    Args:
+      stem: of the files, where it is not the name.
+      scores: of the line, where they are not just those of the result.
+    """
+    folder, stem = files.path(result["run"]) / "eval", stem or result["name"]
+    target = str(folder / f"{stem}.json")
     if jax.process_index() == 0:
         rows = result["documents"]
         if rows:
             # Escaped: texts may hold what ends a line for some readers, or half a surrogate pair.
             lines = "".join(json.dumps(row, default=str) + "\n" for row in rows)
-            files.write_text(folder / f"{result['name']}.documents.jsonl", lines)
+            files.write_text(folder / f"{stem}.documents.jsonl", lines)
         files.write_json(target, {k: v for k, v in result.items() if k != "documents"})
     kind = {name: result[name] for name in ("step", "name", "weights")}
-    record.append(result["run"], **kind, scores=record.scores(result))
+    record.append(result["run"], **kind, scores=scores or record.scores(result))
     return target
 
 

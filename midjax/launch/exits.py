@@ -14,6 +14,7 @@ MEANINGS = {
     2: "a mistake in the recipe or the command",
     4: "the numbers gave up: diverged",
     5: "no checkpoint can be used: somebody must look",
+    6: "more was forgotten than a gate allows",
     42: "asked to stop, with the state saved",
     134: "JAX lost another process",
     137: "killed (SIGKILL): out of memory, or out of grace",

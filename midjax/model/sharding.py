@@ -253,6 +253,16 @@ def batch(jax_mesh: jax.sharding.Mesh, rows: int | None = None) -> NamedSharding
     return NamedSharding(jax_mesh, spec(("batch", "length")))
 
 
+def everywhere(tree: Any) -> Any:
+    """Inside of a jitted function: arrays that are whole on every device of the mesh in force.
+
+    That is what the host reads, and what would else be laid out anew from call to call.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, PartitionSpec())
+
+
 def only_splits(names: Sequence[str], axis: str) -> bool:
     """Whether these logical axes, and the mesh in force but for its `data`, have one mesh axis."""
     shape = jax.sharding.get_abstract_mesh().shape

@@ -7,7 +7,7 @@
                 and what the host does meanwhile (rows of metrics, the bar)
     data_wait   waiting for a batch that outlasted the device's work
     checkpoint  saving, as long as it keeps the loop; waiting at the end for what is still written
-    eval        evaluating inside of a run
+    eval        evaluating inside of a run, compiling for it too
     lost        work that was thrown away: steps that are done again after a rollback or a kill
     other       the rest: after the loop
     down        of a run of several processes: between two of them (see `sessions`)

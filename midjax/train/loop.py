@@ -18,6 +18,7 @@ from midjax.trackers import sink
 from midjax.trackers import tools as trackers_lib
 from midjax.train import (
     announce,
+    evaluate,
     goodput,
     preemption,
     program,
@@ -44,6 +45,7 @@ class Begun:
     recipe: recipe_lib.Train
     prepared: prepare_lib.Prepared
     mesh: jax.sharding.Mesh
+    evaluator: evaluate.Evaluator
     state: step_lib.TrainState
 
 
@@ -74,12 +76,19 @@ def begin(config: recipe_lib.Train, watch: goodput.Stopwatch | None = None) -> B
     while True:
         try:
             group.first("settling rollbacks", rollback.settle, config.run_dir)
-            prepared, mesh = group.together(
+            prepared, mesh, evaluator = group.together(
                 "checking the recipe", _prepared, config, known=(checkpoint.DamagedError,)
             )
             group.same("What the run starts from", facts(prepared))
             state = restore.first_state(prepared, mesh)
-            return Begun(watch=watch, recipe=config, prepared=prepared, mesh=mesh, state=state)
+            return Begun(
+                watch=watch,
+                recipe=config,
+                prepared=prepared,
+                mesh=mesh,
+                evaluator=evaluator,
+                state=state,
+            )
         except checkpoint.DamagedError as error:
             if error.run_dir != config.run_dir:
                 raise  # another run's: the user chooses an earlier step
@@ -87,7 +96,9 @@ def begin(config: recipe_lib.Train, watch: goodput.Stopwatch | None = None) -> B
         group.first("setting aside", start_lib.set_aside_damaged, damaged)
 
 
-def _prepared(config: recipe_lib.Train) -> tuple[prepare_lib.Prepared, jax.sharding.Mesh]:
+def _prepared(
+    config: recipe_lib.Train,
+) -> tuple[prepare_lib.Prepared, jax.sharding.Mesh, evaluate.Evaluator]:
     checkpoint.check_place(config.run_dir)
     if group.is_first():
         trackers_lib.check(config.trackers)
@@ -95,7 +106,7 @@ def _prepared(config: recipe_lib.Train) -> tuple[prepare_lib.Prepared, jax.shard
     rollback.check_rows(prepared)
     mesh = sharding.make(config.mesh)
     program.check(config, mesh, set(prepared.timeline.sizes().values()))
-    return prepared, mesh
+    return prepared, mesh, evaluate.Evaluator(prepared, mesh)
 
 
 def facts(prepared: prepare_lib.Prepared) -> dict[str, Any]:
@@ -123,6 +134,7 @@ def go(begun: Begun) -> dict[str, Any]:
     Raises:
       rollback.DivergedError: too many updates in a row were skipped.
       preemption.PreemptedError: the process got SIGTERM; what was done is saved.
+      compare.ForgottenError: an evaluation failed one of its gates; what was done is saved.
     """
     with preemption.Stop() as stop:
         while True:
@@ -142,6 +154,7 @@ def _once(begun: Begun, stop: preemption.Stop) -> dict[str, Any]:
     journal = log.Journal(config.run_dir, step=prepared.first_step, is_writer=group.is_first())
     row: dict[str, Any] = {}
     with journal:
+        begun.evaluator.settle()
         announce.start(prepared, journal)
         if prepared.first_step < prepared.total_steps:
             told = _tracked(prepared, journal)
@@ -269,6 +282,23 @@ def _whole(
     return prepared.loader.places(*prepared.rows_of(step))
 
 
+def _evaluated(
+    begun: Begun, step: int, params: Any, journal: log.Journal, recorder: metrics_lib.Recorder
+) -> bool:
+    """Whether the run is to save and to end."""
+    recorder.flush()  # the time of the update is not the evaluation's
+    with begun.watch.measure("eval"):
+        return begun.evaluator.after(step, params, journal)
+
+
+def _saved(
+    step: int, watch: goodput.Stopwatch, account: sessions.Account, journal: log.Journal
+) -> None:
+    watch.saved(step)
+    journal.event("checkpoint", step=step)
+    journal.event("goodput", **account.fields())
+
+
 def _loop(
     begun: Begun,
     stop: preemption.Stop,
@@ -287,7 +317,10 @@ def _loop(
     progress = log.Progress(
         config.run_dir, timeline.tokens(prepared.total_steps), done_tokens=timeline.first_tokens
     )
-    compiled: set[int] = set()
+    evaluator, compiled = begun.evaluator, set[int]()
+    with watch.measure("eval"):
+        evaluator.begin(state.params, journal)
+    evaluator.end_if_failed(prepared.first_step, journal, store.wait)
     due, is_over = False, stop.reached(prepared.first_step)
     with contextlib.closing(batches), progress:
         for step in range(prepared.first_step + 1, last + 1):
@@ -318,6 +351,9 @@ def _loop(
                     store.compile(**saving.items(state))
             due |= step % config.checkpoint.every_steps == 0 or step in prepared.phase_ends
             is_over = stop.reached(step) or step == last
+            # A process that is to end has no time: the one that goes on makes up for it.
+            if evaluator.is_due(step) and (step == last or not is_over):
+                due |= _evaluated(begun, step, state.params, journal, recorder)
             if due or is_over:
                 recorder.flush()  # a checkpoint never has less behind it than its metrics say
                 if recorder.watch.steps and step != last:
@@ -326,7 +362,6 @@ def _loop(
                 with watch.measure("checkpoint"):
                     skipped = recorder.watch.steps
                     saving.save(prepared, store, step, state, skipped, journal.settle)
-                watch.saved(step)
                 account.skipped_updates = recorder.watch.count
-                journal.event("checkpoint", step=step)
-                journal.event("goodput", **account.fields())
+                _saved(step, watch, account, journal)
+                evaluator.end_if_failed(step, journal, store.wait)

@@ -9,6 +9,7 @@ from midjax.distributed import group
 from midjax.model import architecture, sharding
 from midjax.trackers import tools as trackers_lib
 from midjax.train import ema as ema_lib
+from midjax.train import evaluation as evaluation_lib
 from midjax.train import guard, placement
 from midjax.train import start as start_lib
 from midjax.train import step as step_lib
@@ -39,6 +40,7 @@ class Train:
       noise_scale_every_steps: updates between two measurements of the gradient-noise scale, which
         compares microbatches with the batch: 2 or more are needed. None for none.
       ema: the moving average of the parameters that is kept beside them; None for none.
+      evaluations: what is measured while the run goes on, and how much it may forget.
       mesh: devices.
       state_sharding: of the optimizer's state: "as_params", or "over_data": split over the copies
         of the model too (ZeRO's stage 1), so that each of `Mesh.data` devices holds a part.
@@ -79,6 +81,7 @@ class Train:
     layer_norms_every_steps: int | None = None
     noise_scale_every_steps: int | None = None
     ema: ema_lib.Ema | None = None
+    evaluations: tuple[evaluation_lib.Evaluation, ...] = ()
     hosts: group.Hosts = dataclasses.field(default_factory=group.Hosts)
 
     def __post_init__(self) -> None:

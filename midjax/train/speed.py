@@ -36,8 +36,9 @@ class Speed:
     `row` gives
 
         perf/step_seconds       time since the row before, whatever it went to: of a session's
-                                first row compiling, after a checkpoint saving. Rows are made when
-                                the device is done, but late where the host is: look at medians
+                                first row compiling, after a checkpoint saving, after an evaluation
+                                that. Rows are made when the device is done, but late where the host
+                                is: look at medians
         perf/tokens_per_second  tokens of the batch that are not padding, by these seconds
         perf/padding            share of the batch's places that are padding
         perf/model_flops        of the update: forward and backward products of the model for the

@@ -26,7 +26,7 @@ def shortened(line):
     if verb == "eval" and "stories" in recipe:
         extra.append('--gin.Eval.domains=("prose",)')
     if verb == "train" and "stories" in recipe:
-        extra.append("--gin.Schedule.decay_steps=3")
+        extra += ["--gin.Schedule.decay_steps=3", '--gin.Evaluation.domains=("prose",)']
     if verb == "train" and "extend" in recipe:
         # Without its warm-up from zero the extension's rate jumps, and must say so.
         extra += [DECAYS["extend"], "--gin.Start.allow_lr_jump=the context is new"]

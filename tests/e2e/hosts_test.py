@@ -17,6 +17,7 @@ import tiny_run as tiny
 
 from midjax import checkpoint, config
 from midjax.distributed import group
+from midjax.evals import record
 from midjax.train import ema, guard
 
 STEPS, EVERY = 24, 8
@@ -134,13 +135,15 @@ def events(folder, name, kind):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hosts")
-    tiny.write_tokens(folder / "tokens")
+    tokenizer = tiny.write_tokenizer(folder / "tokenizer")
+    tiny.write_tokens(folder / "tokens", tokenizer=tokenizer)
     root = tiny.train(
         folder,
         steps=STEPS,
         checkpoint=checkpoint.Keep(every_steps=EVERY, last=9, forever_every_steps=None),
         spikes=guard.Spikes(window_steps=6, deviations=9.0, least_history_steps=3),
         ema=ema.Ema(half_life_steps=5.0),
+        evaluations=(tiny.held_out(folder, every_steps=6),),
         hosts=group.Hosts(start_seconds=60, heartbeat_seconds=20, wait_seconds=60),
     )
     config.save(root, folder / "recipe")
@@ -166,6 +169,10 @@ def same(folder, name):
         for key, value in one.items():
             if value is not None:
                 assert other[key] == pytest.approx(value, rel=1e-5, abs=1e-9), (one["step"], key)
+    evaluated, again = (record.read(str(folder / run)) for run in ("straight", name))
+    assert [line["step"] for line in again] == [6, 12, 18, 24]
+    for one, other in zip(evaluated, again, strict=True):
+        assert other["scores"] == pytest.approx(one["scores"], rel=1e-5)
     facts = [checkpoint.read_facts(str(folder / n), STEPS) for n in ("straight", name)]
     assert facts[0]["data"] == facts[1]["data"]
     assert facts[0]["manifest"]["arrays"] == facts[1]["manifest"]["arrays"]

@@ -114,6 +114,12 @@ def test_all_that_differs_is_told_at_once():
         pairing.pairs(measured(), measured(tokenizer_hash="u", row_tokens=16))
 
 
+def test_what_has_no_pair_is_named():
+    parent = measured(domains={n: result()["domains"]["prose"] for n in ("prose", "law")})
+    now = measured(needle={"cells": []}, groups={})
+    assert pairing.not_compared(parent, now) == ["domains 'law', of the parent only", "needle"]
+
+
 def test_a_result_is_read_with_its_documents(tmp_path):
     path = tmp_path / "after.json"
     with pytest.raises(FileNotFoundError, match="`midjax eval` writes"):

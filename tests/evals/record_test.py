@@ -54,6 +54,19 @@ def test_what_a_kill_tore_costs_no_other_line(tmp_path, capsys, torn):
     assert "1 lines are not whole" in capsys.readouterr().out
 
 
+def test_lines_of_updates_that_are_done_again_are_taken_away(tmp_path):
+    for step, name in ((10, "core"), (20, "core"), (20, "after"), (10, "other"), (30, "core")):
+        add(tmp_path, step, name, x=1.0)
+    kept = record.read(str(tmp_path))
+    record.remove_after(str(tmp_path), ["core", "other"], 10)
+    left = record.read(str(tmp_path))
+    assert [(one["step"], one["name"]) for one in left] == [
+        (10, "core"), (20, "after"), (10, "other")
+    ]  # fmt: skip
+    assert left == [kept[0], kept[2], kept[3]]
+    record.remove_after(str(tmp_path / "none"), ["core"], 0)
+
+
 def test_in_a_bucket(monkeypatch):
     fake_bucket.install(monkeypatch)
     add("gs://b/run", step=10)

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run that is measured on its way is the same run; a gate ends one that forgets by design."""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+import tiny_run as tiny
+from quick_compilation import quick_compilation  # noqa: F401 (a fixture)
+
+import midjax.__main__ as cli
+from midjax import checkpoint, config, files, log, verbs
+from midjax.evals import compare, loss, recipe, record
+from midjax.evals import run as run_lib
+from midjax.model import transformer
+from midjax.train import loop, preemption
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Tokens, their tokenizer, and a run on prose alone that others start from."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    tokenizer = tiny.write_tokenizer(folder / "tokenizer")
+    tiny.write_tokens(folder / "tokens", tokenizer=tokenizer)
+    loop.run(only(folder, "run", "prose", steps=60))
+    return folder
+
+
+def only(folder, name, source, **kwargs):
+    """A run on one source."""
+    data = tiny.data(folder / "tokens", tiny.mixture((0, {source: 1.0})))
+    return tiny.train(folder, name, **{"data": data, "model": tiny.model(layers=1), **kwargs})
+
+
+def gated(scores, largest_loss):
+    gate = compare.Gate(scores=scores, largest_loss=largest_loss)
+    return compare.Comparison(gates=(gate,), general=("domain/prose/*",), resamples=400)
+
+
+def rows(run, name="metrics"):
+    return [json.loads(line) for line in (pathlib.Path(run.run_dir) / f"{name}.jsonl").open()]
+
+
+def numbers(run):
+    """(step, scores) of each line, in the file's order."""
+    return [(line["step"], line["scores"]) for line in record.read(run.run_dir)]
+
+
+def state_of(run):
+    return jax.device_get(loop.begin(run).state)
+
+
+def test_a_run_with_evaluations_every_50_steps_is_the_run_without(folder, monkeypatch):
+    """Bit for bit; after the first evaluation nothing is compiled; no parameter is copied."""
+    start = tiny.begin("anneal", run=str(folder / "run"), allow_lr_jump="a test")
+    plain = only(folder, "plain", "code", steps=110, start=start)
+    measured = tiny.replace(
+        plain, run_dir=str(folder / "measured"), evaluations=(tiny.held_out(folder),)
+    )
+    compiled, grown = [], []
+
+    def noted(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(len(record.read(measured.run_dir)))
+
+    def live_bytes():
+        return sum(x.nbytes for x in jax.live_arrays())
+
+    def from_model(*given):
+        row_nll, before = losses(*given), live_bytes()
+
+        def counted(batch):
+            found = row_nll(batch)
+            grown.append(live_bytes() - before)
+            return found
+
+        return counted
+
+    losses = loss.from_model
+    monkeypatch.setattr(loss, "from_model", from_model)
+    jax.monitoring.register_event_duration_secs_listener(noted)
+    try:
+        loop.run(measured)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(noted)
+    loop.run(plain)
+    assert [step for step, _ in numbers(measured)] == [0, 50, 100, 110]
+    # The train step and the checkpoint are compiled by the second update, the evaluation before it.
+    assert max(compiled, default=0) <= 1
+    # Two batches' losses are there, of 16 rows each; the parameters are not there twice.
+    assert max(grown) <= 2 * 16 * tiny.T * 4 < 4 * transformer.parameter_count(plain.model)
+    for one, other in zip(rows(measured), rows(plain), strict=True):
+        same = {name for name in one if not name.startswith("perf/")}
+        assert {n: one[n] for n in same} == {n: other[n] for n in same}
+    seals = [checkpoint.read_facts(r.run_dir, 110)["manifest"]["arrays"] for r in (measured, plain)]
+    assert seals[0] == seals[1] and seals[0]
+    jax.tree.map(np.testing.assert_array_equal, state_of(measured), state_of(plain))
+    ends = [e for e in rows(measured, "events") if e["event"] == "goodput"]
+    assert ends[-1]["session_seconds"]["eval"] > 0
+
+
+def test_the_numbers_are_those_of_midjax_eval(folder):
+    run = tiny.replace(
+        only(folder, "same", "code", steps=4), evaluations=(tiny.held_out(folder, every_steps=9),)
+    )
+    loop.run(run)
+    inside = files.read_json(pathlib.Path(run.run_dir) / "eval" / "held_out-4.json")
+    asked = recipe.Eval(
+        name="outside", run=run.run_dir, step=4, tokens=str(folder / "tokens"),
+        domains=("prose", "code"), row_tokens=tiny.T, batch_rows=16,
+        tokenizer=str(folder / "tokenizer"), mesh=run.mesh,
+    )  # fmt: skip
+    model, step, facts = verbs.checkpoint_of(run.run_dir, None)
+    mesh = loop.begin(run).mesh
+    params = verbs.params_of(model, facts, run.run_dir, "params", mesh)
+    outside = run_lib.run(asked, model, params, step, mesh)
+    assert inside["domains"] == outside["domains"] and inside["step"] == 4
+    assert numbers(run) == [(4, record.scores(outside))]  # a fresh start is not measured
+
+
+def test_an_interrupted_run_has_each_line_once(folder, monkeypatch):
+    straight = only(folder, "straight", "code", steps=8)
+    straight = tiny.replace(straight, evaluations=(tiny.held_out(folder, every_steps=3),))
+    loop.run(straight)
+    assert [step for step, _ in numbers(straight)] == [3, 6, 8]
+
+    killed = tiny.replace(straight, run_dir=str(folder / "killed"))
+    metrics = log.Journal.metrics
+
+    def dies(self, row):
+        metrics(self, row)
+        if row["step"] == 7:  # behind the line of step 6; the checkpoint is of step 4
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(log.Journal, "metrics", dies)
+        with pytest.raises(KeyboardInterrupt):
+            loop.run(killed)
+    assert [step for step, _ in numbers(killed)] == [3, 6]
+    loop.run(killed)
+    assert numbers(killed) == numbers(straight)
+
+    asked = tiny.replace(straight, run_dir=str(folder / "asked"))
+    with monkeypatch.context() as patch:
+        patch.setattr(preemption.Stop, "reached", lambda self, step: step == 6)
+        with pytest.raises(preemption.PreemptedError):
+            loop.run(asked)
+    assert [step for step, _ in numbers(asked)] == [3]  # SIGTERM leaves no time for it
+    loop.run(asked)
+    assert numbers(asked) == numbers(straight)
+
+
+@pytest.fixture(scope="module")
+def forgetful(folder):
+    """Trains what learnt prose on code alone, at a high rate."""
+    return only(
+        folder,
+        "forgetful",
+        "code",
+        steps=20,
+        start=tiny.begin("weights", run=str(folder / "run")),
+        schedule=tiny.wsd(peak_lr=3e-2, warmup_steps=1),
+        evaluations=(
+            tiny.held_out(folder, every_steps=5, comparison=gated("domain/prose/*", 0.05)),
+        ),
+    )
+
+
+def test_a_gate_ends_a_run_that_forgets_by_design(folder, forgetful, capsys):
+    config.save(forgetful, folder / "recipe")
+    command = ["train", f"--gin_file={folder / 'recipe' / 'config.gin'}"]
+    assert cli.main(command) == 6
+    told = capsys.readouterr().err
+    assert "forgetful has forgotten more than its gates allow, by step 5, which is saved" in told
+    assert "gate 'domain/prose/*': domain/prose/bits_per_byte lost" in told
+    assert "95 % interval" in told and "above 5 %" in told
+    assert checkpoint.steps(forgetful.run_dir)[-1] == 5  # no save was due: every 4 updates
+    (before, at_start), (after, now) = numbers(forgetful)
+    assert (before, after) == (0, 5) and at_start["retention"] == 1
+    lost = [now[f"domain/{name}/bits_per_byte"] / at_start[f"domain/{name}/bits_per_byte"] - 1
+            for name in ("prose", "code")]  # fmt: skip
+    assert lost[0] > 0.05 and lost[1] < 0
+    assert now["retention"] == pytest.approx(1 / (1 + lost[0]))
+    events = [e for e in rows(forgetful, "events") if e["event"] == "gate_failed"]
+    assert [e["step"] for e in events] == [5] and "domain/prose" in events[0]["what"]
+    against = files.read_json(compare.path(forgetful.run_dir, "held_out"))
+    assert not against["passed"] and (against["step"], against["parent"]["step"]) == (5, 0)
+
+    assert cli.main(command) == 6  # it does not go on past the gate by being started again
+    assert rows(forgetful)[-1]["step"] == 5
+    wide = dataclasses.replace(
+        forgetful,
+        evaluations=(
+            tiny.held_out(folder, every_steps=5, comparison=gated("domain/prose/*", 9.0)),
+        ),
+    )
+    loop.run(wide)
+    assert [step for step, _ in numbers(wide)] == [0, 5, 10, 15, 20]
+
+
+def test_the_parent_may_be_a_result_of_midjax_eval(folder, forgetful):
+    """Here of the start itself: the same gate fails at the same place."""
+    parent = pathlib.Path(forgetful.run_dir) / "eval" / "held_out-start.json"
+    asked = tiny.held_out(
+        folder, every_steps=3, parent=str(parent), comparison=gated("retention", 0.02)
+    )
+    run = tiny.replace(forgetful, run_dir=str(folder / "by_parent"), evaluations=(asked,))
+    with pytest.raises(compare.ForgottenError, match=r"by step 3.*\n.*gate 'retention'") as error:
+        loop.run(run)
+    assert error.value.exit_code == 6
+
+
+def test_what_cannot_be_measured_is_refused_before_the_run(folder):
+    def refused(words, *evaluations, **changes):
+        with pytest.raises(ValueError, match=words):
+            loop.run(tiny.train(folder, "refused", evaluations=evaluations, **changes))
+        assert not (folder / "refused").exists()
+
+    gate = gated("domain/prose/*", 0.1)
+    refused("'held_out' more than once", tiny.held_out(folder), tiny.held_out(folder))
+    refused("starts fresh, with nothing to forget", tiny.held_out(folder, comparison=gate))
+    refused("exceeds the model's context of 16", tiny.held_out(folder, row_tokens=2 * tiny.T))
+    run = only(folder, "run", "prose", steps=60)  # it ended, and began without gates
+    with pytest.raises(ValueError, match=r"began without it: .*held_out-start.json is missing"):
+        loop.run(tiny.replace(run, evaluations=(tiny.held_out(folder, comparison=gate),)))

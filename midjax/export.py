@@ -215,20 +215,37 @@ def _bullets(value: Any, depth: int = 0) -> list[str]:
     return out
 
 
-def _eval_table(evals: Mapping[str, Any]) -> list[str]:
-    """{evaluation: {"domains": {domain: {"bits_per_byte": ...}}}} as one table."""
-    domains = sorted({d for result in evals.values() for d in result.get("domains", {})})
-    rows = [
-        "| bits per byte | " + " | ".join(evals) + " |",
-        "|---" * (len(evals) + 1) + "|",
-    ]
-    for domain in domains:
+def _bits(result: Mapping[str, Any]) -> dict[str, float | None]:
+    """The bits per byte of an evaluation's domains."""
+    return {name: one.get("bits_per_byte") for name, one in result.get("domains", {}).items()}
+
+
+def _scores(result: Mapping[str, Any]) -> dict[str, float | None]:
+    """The primary metric of an evaluation's tasks."""
+    found = {}
+    for name, task in result.get("tasks", {}).items():
+        metric, shots = task["primary"], task["settings"]["shots"]
+        label = f"{name}, {metric}, {shots} examples"
+        if task["settings"]["limit"]:
+            label += f", {task['documents']} documents"
+        found[label] = task.get("macro", task["metrics"])[metric]
+    return found
+
+
+def _eval_table(title: str, columns: Mapping[str, Mapping[str, float | None]]) -> list[str]:
+    """{evaluation: {what: value}} as one table, of the evaluations that have a value."""
+    columns = {name: values for name, values in columns.items() if values}
+    if not columns:
+        return []
+    rows = [f"| {title} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for what in sorted({what for values in columns.values() for what in values}):
         cells = []
-        for result in evals.values():
-            bits = result.get("domains", {}).get(domain, {}).get("bits_per_byte", "")
-            cells.append("not finite" if bits is None else f"{bits:.4f}" if bits else "")
-        rows.append(f"| {domain} | " + " | ".join(cells) + " |")
-    return rows
+        for values in columns.values():
+            value = values.get(what)
+            told = "" if what not in values else "not finite" if value is None else f"{value:.4f}"
+            cells.append(told)
+        rows.append(f"| {what} | " + " | ".join(cells) + " |")
+    return [*rows, ""]
 
 
 def model_card(
@@ -240,7 +257,7 @@ def model_card(
       config, model_config: what is exported.
       lineage: anything that nests mappings, lists and scalars: source checkpoint, recipe, mixture
         asked and seen, ... "name" is the title, "license" goes to the header, and "evals"
-        ({name: content of eval/<name>.json}) becomes a table.
+        ({name: content of eval/<name>.json}) becomes two tables, of domains and of tasks.
     """
     rest = {k: v for k, v in lineage.items() if k not in ("name", "license", "evals")}
     header = ["library_name: transformers", "pipeline_tag: text-generation", "tags:", "- midjax"]
@@ -268,8 +285,11 @@ def model_card(
     out += ["## Shape", "", *_bullets(shape), ""]
     if rest:
         out += ["## Lineage", "", *_bullets(rest), ""]
-    if lineage.get("evals"):
-        out += ["## Evaluation on held-out text", "", *_eval_table(lineage["evals"]), ""]
+    evals = lineage.get("evals") or {}
+    bits = _eval_table("bits per byte", {name: _bits(one) for name, one in evals.items()})
+    scores = _eval_table("task", {name: _scores(one) for name, one in evals.items()})
+    out += ["## Evaluation on held-out text", "", *bits] if bits else []
+    out += ["## Evaluation on tasks", "", *scores] if scores else []
     return "\n".join(out)
 
 

@@ -269,6 +269,36 @@ def test_a_loss_that_was_not_finite_is_said_in_the_card(tmp_path, tokenizer):
     evals = {"after": {"domains": {"maths": {"bits_per_byte": None}}}}
     card = export.model_card(config_of(tmp_path, tokenizer), model()[0], {"evals": evals})
     assert "| maths | not finite |" in card
+    assert "Evaluation on tasks" not in card
+
+
+def test_tasks_are_in_the_card_by_their_primary_metric(tmp_path, tokenizer):
+    def ranked(value, limit=None):
+        return {
+            "primary": "acc",
+            "metrics": {"acc": 0.1, "bits_per_byte": 3.0},
+            "macro": {"acc": value},
+            "documents": 8,
+            "settings": {"shots": 5, "limit": limit},
+        }
+
+    written = ranked(0.0)
+    del written["macro"]
+    evals = {
+        "core": {"tasks": {"mmlu_rc": ranked(0.25), "gsm8k": written}, "domains": {}},
+        "core.against": {},  # the comparison with a parent is no evaluation
+        "look": {"tasks": {"mmlu_rc": ranked(None, limit=4)}},
+    }
+    card = export.model_card(config_of(tmp_path, tokenizer), model()[0], {"evals": evals})
+    assert card.partition("## Evaluation on ")[2].splitlines() == [
+        "tasks",
+        "",
+        "| task | core | look |",
+        "|---|---|---|",
+        "| gsm8k, acc, 5 examples | 0.1000 |  |",
+        "| mmlu_rc, acc, 5 examples | 0.2500 |  |",
+        "| mmlu_rc, acc, 5 examples, 8 documents |  | not finite |",
+    ]
 
 
 def test_another_tokenizer_of_the_same_size_is_refused(tmp_path, tokenizer):

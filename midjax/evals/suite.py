@@ -150,7 +150,20 @@ def check(config: Tasks, *, context_tokens: int, tokenizer_folder: str) -> Input
     prepared = _all_prepared(config, changed)
     for one in prepared:
         _check_context(one, tokenizer, context_tokens)
+    _tell_of_bos(config, tokenizer)
     return Inputs(prepared=prepared, groups=tuple(groups), tokenizer=tokenizer, sandbox=sandbox)
+
+
+def _tell_of_bos(config: Tasks, tokenizer: likelihood_tokens.Tokenizer) -> None:
+    """A model that saw BOS before each document is asked without it, where its tokenizer's file
+    does not put it there."""
+    (ids,) = tokenizer.encode(["x"])
+    if config.begins == "as_it_says" and ids[:1] != [tokenizer.prefix_id]:
+        token = tokenizer.tokenizer.id_to_token(tokenizer.prefix_id)
+        log.say(
+            f"tasks: prompts begin without {token}, which the tokenizer does not add by itself. If "
+            'the model was trained with it before each document, set Tasks.begins = "bos".'
+        )
 
 
 def open_engine(
@@ -201,7 +214,7 @@ def run(config: Tasks, inputs: Inputs, model: engine.Engine) -> Asked:
             "counts": {"left out": dict(one.left_out), **cut, **task_rows.counts(task, rows)},
             "settings": _settings(config, task, model, is_cut=cut["cut requests"] > 0),
             "task_hash": _hash(dataclasses.asdict(task)),
-            "content_hash": _hash([dataclasses.asdict(instance) for instance in instances]),
+            "content_hash": _hash([_hash(dataclasses.asdict(one)) for one in instances]),
         }
     groups = {group.name: scoring.combine(group, scores) for group in inputs.groups}
     for group in groups.values():

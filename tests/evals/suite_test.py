@@ -3,6 +3,7 @@
 everything that was cut or left out counted; refusals before a parameter is read."""
 
 import collections
+import dataclasses
 import gzip
 import json
 import math
@@ -155,7 +156,7 @@ def an_engine():
 def test_the_verb_gives_the_numbers_of_the_library(made, capsys):
     assert asked(made) == 0
     table = capsys.readouterr().out.splitlines()[-8:]
-    assert asked(made, recipe="eval_huggingface") == 0
+    assert asked(made, recipe="eval_huggingface", Tasks__begins="as_it_says") == 0
     results = {
         where: files.read_json(made / where / "eval" / "core_small.json")
         for where in ("run", "out")
@@ -348,6 +349,19 @@ def test_a_context_that_is_too_short_is_refused(made):
 def test_bad_fields_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         suite.Tasks(**{"data": "data", "names": ("bbh",)} | changes)
+
+
+def test_prompts_without_bos_are_told_of(made, tmp_path, capsys):
+    config = suite.Tasks(data=str(made / "data"), names=(str(made / "likely.toml"),))
+    byte_pairs.save(tmp_path, byte_pairs.make(), bos_token="<s>", eos_token="</s>")
+    for changes, folder, is_told in (
+        ({}, tmp_path, True),
+        ({"begins": "bos"}, tmp_path, False),
+        ({}, made / "hf", False),
+    ):
+        asked_so = dataclasses.replace(config, **changes)
+        suite.check(asked_so, context_tokens=64, tokenizer_folder=str(folder))
+        assert ("begin without <s>" in capsys.readouterr().out) == is_told
 
 
 def test_two_tasks_of_one_name_are_refused(made, tmp_path):

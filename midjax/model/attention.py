@@ -72,7 +72,7 @@ def attend(
     made = Options(scale=scale, window_tokens=window_tokens, softcap=softcap)
     kernel = chosen(kernel)
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
         return _one_device(kernel, made, q_BTNH, k_BTKH, v_BTKH, segments_BT)
     return _on_mesh(kernel, made, mesh, q_BTNH, k_BTKH, v_BTKH, segments_BT)
 

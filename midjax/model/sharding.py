@@ -271,9 +271,12 @@ def only_splits(names: Sequence[str], axis: str) -> bool:
 
 
 def constrain(x: jax.Array, axes: Axes) -> jax.Array:
-    """Tells the compiler how an activation is split; does nothing outside `jax.set_mesh`."""
+    """Tells the compiler how an activation is split.
+
+    Does nothing outside `jax.set_mesh`, nor inside `jax.shard_map`, where arrays are the device's.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if mesh.empty or mesh.manual_axes:
         return x
     check_divides("An activation", x.shape, axes, mesh.shape)
     return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh.shape))

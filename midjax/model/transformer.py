@@ -29,6 +29,7 @@ from midjax.model import (
     architecture,
     depth,
     documents,
+    fsdp,
     layers,
     moe,
     products,
@@ -167,6 +168,18 @@ def apply_layer(
         weights = {name: sharding.constrain(leaf, axes[name]) for name, leaf in weights.items()}
         return nnx.merge(graph, weights)(x_BTD, shared)
 
+    def on_rows(x_BTD: Array, weights: Params, arrays: Any) -> Array:
+        def of_rows(x_BTD: Array, weights: Params) -> Array:
+            x_BTD = ad_checkpoint.checkpoint_name(x_BTD, "layer_input")
+            made = nnx.merge(graph, fsdp.whole(weights, axes, config.compute_dtype))
+            return made(x_BTD, layers.Context(*arrays))[0]
+
+        return remat.wrap(of_rows, config.remat)(x_BTD, weights)
+
+    # Experts send tokens to one another; what a caller keeps of attention has its own places.
+    if fsdp.applies() and shared.attend is None and not config.has_experts(layer):
+        arrays = (shared.segments_BT, shared.turns)
+        return fsdp.on_rows(on_rows, axes, x_BTD, weights, arrays), None, None
     return remat.wrap(compute, config.remat)(x_BTD, weights)
 
 

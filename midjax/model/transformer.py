@@ -176,8 +176,10 @@ def apply_layer(
 
         return remat.wrap(of_rows, config.remat)(x_BTD, weights)
 
-    # Experts send tokens to one another; what a caller keeps of attention has its own places.
-    if fsdp.applies() and shared.attend is None and not config.has_experts(layer):
+    # Experts send tokens to one another; what a caller keeps of attention has its own places; and
+    # without remat whole weights would be kept for the backward pass.
+    alone = shared.attend is None and not config.has_experts(layer) and config.remat != "none"
+    if alone and fsdp.applies():
         arrays = (shared.segments_BT, shared.turns)
         return fsdp.on_rows(on_rows, axes, x_BTD, weights, arrays), None, None
     return remat.wrap(compute, config.remat)(x_BTD, weights)

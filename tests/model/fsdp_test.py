@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Four devices against one, with every remat policy; what is sent, and what is kept."""
+
+import pathlib
+import pickle
+import re
+import sys
+
+import devices
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_model
+
+from midjax.model import fsdp, loss, sharding, transformer
+
+POLICIES = ("none", "dots", "full", "save_projections")
+MESHES = {"fsdp": {"fsdp": 4}, "copies": {"data": 2, "fsdp": 2}}
+RUNS = [*(("fsdp", policy) for policy in POLICIES), ("copies", "save_projections")]
+# Biases of queries, keys and values are matrices [N, H] that nothing splits.
+MODEL = {"layers": 2, "qkv_bias": True, "qk_norm": "head"}
+
+
+def objective(config, params, tokens_BT, segments_BT, positions_BT):
+    hidden_BTD = transformer.hidden(config, params, tokens_BT, segments_BT, positions_BT)
+    nll_BT, log_z_BT = loss.token_losses(config, params, hidden_BTD, tokens_BT)
+    return (nll_BT + 1e-3 * jnp.square(log_z_BT)).mean()
+
+
+def mesh_of(axes):
+    return sharding.make(sharding.Mesh(**({"data": 1, "fsdp": 1, "tensor": 1} | axes)))
+
+
+def outcome(policy, axes=None):
+    """Loss, gradients and the compiled program."""
+    config = tiny_model.config(**MODEL, remat=policy)
+    params, rows = tiny_model.params(config), tiny_model.rows(4, 24)
+    compute = jax.jit(jax.value_and_grad(objective, argnums=1), static_argnums=0)
+    if axes is None:
+        return *jax.device_get(compute(config, params, *rows)), ""
+    mesh = mesh_of(axes)
+    shapes = transformer.abstract(config)
+    params = jax.device_put(params, sharding.tree(mesh, transformer.logical_axes(config), shapes))
+    rows = jax.device_put(rows, sharding.batch(mesh))
+    with jax.set_mesh(mesh):
+        made = compute.lower(config, params, *rows).compile()
+        return *jax.device_get(made(params, *rows)), made.as_text()
+
+
+def where_it_applies():
+    others = ({"tensor": 2, "fsdp": 2}, {"context": 4}, {"data": 4}, {"expert": 2, "fsdp": 2})
+    found = {}
+    for axes in (*MESHES.values(), *others):
+        with jax.set_mesh(mesh_of(axes)):
+            found[tuple(axes.items())] = fsdp.applies()
+    return found
+
+
+def main(out):
+    found = {(name, policy): outcome(policy, MESHES[name]) for name, policy in RUNS}
+    found["applies"] = where_it_applies()
+    pathlib.Path(out).write_bytes(pickle.dumps(found))
+
+
+@pytest.fixture(scope="module")
+def four_devices(tmp_path_factory):
+    """What `main` made on four emulated devices."""
+    out = tmp_path_factory.mktemp("fsdp") / "out.pickle"
+    devices.run_script(__file__, out)
+    return pickle.loads(out.read_bytes())  # noqa: S301 (our own, made a moment ago)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return outcome("none")
+
+
+@pytest.mark.parametrize(("mesh", "policy"), RUNS)
+def test_the_mesh_changes_no_number(mesh, policy, four_devices, one_device):
+    value, grads, _ = four_devices[mesh, policy]
+    want, wants, _ = one_device
+    assert value == pytest.approx(float(want), rel=1e-6)
+    for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(wants), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-7)
+
+
+def gathers(program):
+    """All-gathers of a layer's weights, forward and backward."""
+    names = re.findall(r" all-gather\(.*op_name=\"([^\"]*)\"", program)
+    inside = [name for name in names if "shard_map" in name]
+    backward = sum("transpose(jvp" in name for name in inside)
+    return len(inside) - backward, backward
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_no_policy_keeps_whole_weights(policy, four_devices):
+    """They are gathered again for the backward pass, and their gradients are scattered."""
+    if policy == "none":  # keeps everything, so its layers are left to the compiler
+        assert gathers(four_devices["fsdp", policy][2]) == (0, 0)
+        return
+    program = four_devices["fsdp", policy][2]
+    forward, backward = gathers(program)
+    assert forward >= 7 and backward >= 6  # of 7 matrices; the last product needs none again
+    assert len(re.findall(r" reduce-scatter\(", program)) >= 7
+
+
+def test_it_is_for_meshes_that_split_nothing_but_the_batch(four_devices):
+    of_batch = [tuple(axes.items()) for axes in MESHES.values()]
+    assert {axes for axes, applies in four_devices["applies"].items() if applies} == set(of_batch)
+    assert len(four_devices["applies"]) == 6
+    assert not fsdp.applies()  # no mesh
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -96,19 +96,25 @@ def run(root: eval_recipe.Eval, now: pairing.Measured, parent: Parent, measure: 
 def _result(
     root: eval_recipe.Eval, now: pairing.Measured, parent: Parent, measure: Measure
 ) -> pairing.Measured:
-    """The parent's result, where it has one that was measured like this one, else a new one."""
-    stem = f"{root.name}-{parent.step}"
-    for name in (root.name, stem):
-        path = files.path(parent.run) / "eval" / f"{name}.json"
+    """The parent's result, whatever its name, that was measured like this one; else a new one."""
+    folder, stem = files.path(parent.run) / "eval", f"{root.name}-{parent.step}"
+    for path in sorted(folder.glob("*.json")):
+        if path.name.endswith(".against.json"):
+            continue
         try:
             found = pairing.read(path)
             pairing.pairs(found, now)
         except (FileNotFoundError, pairing.IncomparableError):
             continue
-        of = (found.result["step"], found.result.get("weights", "params"))
+        of = (found.result.get("step"), found.result.get("weights", "params"))
         if of == (parent.step, root.weights):
             return found
     log.say(f"{parent.run}, step {parent.step}, has no such result yet, and is measured:")
-    asked = dataclasses.replace(root, run=parent.run, step=parent.step, folder=None, output=None)
-    result = measure(asked, stem)
-    return pairing.of(result, files.path(parent.run) / "eval" / f"{stem}.json")
+    # Parts without a number for each document, which are not compared, are left out.
+    names = ("long", "samples", "needle", "long_tasks", "folder", "output")
+    rest: dict[str, Any] = dict.fromkeys(names)
+    result = measure(
+        dataclasses.replace(root, run=parent.run, step=parent.step, **rest),
+        stem,
+    )
+    return pairing.of(result, folder / f"{stem}.json")

@@ -37,9 +37,11 @@ def commands() -> list[tuple[str, list[str]]]:
     def evaluate(name: str, run: str) -> list[str]:
         return verb("eval", "demo_eval", Eval__name=name, Eval__run=f"{OUTPUT}/{run}")
 
-    def stories(name: str, run: str) -> list[str]:
-        return verb("eval", "demo_stories_eval", Eval__name=name, Eval__run=f"{OUTPUT}/{run}")
+    def stories(name: str, run: str, *more: str) -> list[str]:
+        line = verb("eval", "demo_stories_eval", Eval__name=name, Eval__run=f"{OUTPUT}/{run}")
+        return [*line, *more]
 
+    against = f"--against={STORIES}"
     return [
         ("text -> tokens", verb("tokenize", "demo_tokenize")),
         ("pretrain: warm-up and the stable phase", verb("train", "demo_pretrain")),
@@ -56,7 +58,7 @@ def commands() -> list[tuple[str, list[str]]]:
         ("text -> its tokens", verb("tokenize", "demo_stories_tokenize")),
         ("mid-train it: from weights, 60 updates", verb("train", "demo_stories")),
         ("evaluate it before", stories("before", "stories260K")),
-        ("evaluate it after", stories("after", "stories")),
+        ("evaluate it after, and against before", stories("after", "stories", against)),
         ("report on it", verb("report", "demo_stories_report")),
     ]
 

@@ -80,6 +80,9 @@ def test_a_gate_that_fails_is_exit_code_6_and_the_parent_is_measured_once(folder
     # Against itself nothing is lost.
     own = f"--against={folder}/child/eval/held_out.json"
     assert evaluate(folder, own, *GATE, *gate) == 0
+    # The parent's result serves whatever its name is.
+    assert evaluate(folder, "--gin.Eval.name=after", place) == 0
+    assert "measured:" not in capsys.readouterr().out
 
 
 def test_other_settings_measure_the_parent_anew_and_a_file_is_refused(folder, capsys):

@@ -4,14 +4,15 @@
 import imported
 import pytest
 
-from midjax import config, demo
+from midjax import against_verb, config, demo
 from midjax.importing import llama2c
 
 
 def loaded():
     for why, (verb, *rest) in demo.commands():
+        rest, parent = against_verb.split(rest)
         gin_files, bindings, unknown = config.split_argv(rest)
-        assert not unknown, why
+        assert not unknown and (parent is None or (verb, parent) == ("eval", demo.STORIES)), why
         yield verb, config.load(verb, gin_files, bindings)
 
 

@@ -36,17 +36,20 @@ class Against:
 
 def series(run: records.Run) -> dict[str, list[tuple[int, float]]]:
     """Score -> (step, value) in order, of scores with two steps or more."""
-    found: dict[str, dict[int, float]] = {}
-    names = {line["name"] for line in run.evals}
+    found: dict[tuple[str, str], dict[int, float]] = {}
     for line in run.evals:  # of the same name and step the last one counts
         for score, value in line["scores"].items():
-            title = score if len(names) == 1 else f"{line['name']}: {score}"
-            found.setdefault(title, {})[line["step"]] = records.number(value)
+            points = found.setdefault((line["name"], score), {})
+            points[line["step"]] = records.number(value)
     known = {
-        title: [(step, value) for step, value in sorted(points.items()) if math.isfinite(value)]
-        for title, points in found.items()
+        key: [(step, value) for step, value in sorted(points.items()) if math.isfinite(value)]
+        for key, points in found.items()
     }
-    return {title: points for title, points in known.items() if len(points) > 1}
+    known = {key: points for key, points in known.items() if len(points) > 1}
+    is_alone = len({name for name, _ in known}) == 1
+    return {
+        score if is_alone else f"{name}: {score}": points for (name, score), points in known.items()
+    }
 
 
 def plot(run: records.Run, name: str) -> figure.Plot | None:
@@ -128,10 +131,12 @@ def _gate(gate: dict[str, Any]) -> str:
             return "not known"
         return f"{100 * known:.2f} %" if relative else f"{known:.4f}"
 
-    held = {"estimate": "", "best_case": " at best", "worst_case": " at worst"}
+    case = {"estimate": "", "best_case": " at best", "worst_case": " at worst"}
+    loss = records.number(gate["loss"])
+    moved = f"gained {amount(-loss)}" if loss < 0 else f"lost {amount(loss)}"
     return (
-        f"{gate['score']}: lost {amount(gate['loss'])}, at most {amount(gate['largest_loss'])}"
-        f"{held[gate['must_hold_for']]} may be. {'It holds.' if gate['passed'] else 'It failed.'}"
+        f"{gate['score']}: {moved}; at most {amount(gate['largest_loss'])} may be lost"
+        f"{case[gate['must_hold_for']]}. {'It holds.' if gate['passed'] else 'It failed.'}"
     )
 
 

@@ -85,9 +85,12 @@ class Evaluator:
 
     def _check_parent(self, asked: _Asked) -> None:
         evaluation, origin = asked.evaluation, self._prepared.origin
+        if evaluation.parent is not None:
+            pairing.read(asked.parent)  # or says that it is not there
+            return
         if not evaluation.comparison.gates or origin.kind not in ("own", "fresh"):
             return
-        if evaluation.parent is not None or (origin.kind == "own" and asked.parent.exists()):
+        if origin.kind == "own" and asked.parent.exists():
             return
         why = (
             "starts fresh, with nothing to forget"

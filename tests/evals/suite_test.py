@@ -23,6 +23,7 @@ from midjax.evals import (
     engine,
     likelihood,
     likelihood_tokens,
+    pairing,
     record,
     render,
     requests,
@@ -208,6 +209,15 @@ def test_documents_have_lines_whose_means_are_the_scores(made):
     assert found["written"]["counts"]["no answer"] == sum(
         row["prediction"] == "[invalid]" for row in written
     )
+    # What a comparison with a parent reads of them has these means too.
+    own = pairing.read(made / "run" / "eval" / "lines.json")
+    recorded = record.scores(own.result)
+    values = {
+        pair.score: statistics.fmean(stratum.now.mean() for stratum in pair.strata)
+        for pair in pairing.pairs(own, own)
+    }
+    assert values == pytest.approx({score: recorded[score] for score in values})
+    assert len(values) == 4 and values.keys() == recorded.keys()
 
 
 def test_what_is_cut_and_left_out_is_counted(made):

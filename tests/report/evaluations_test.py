@@ -20,7 +20,8 @@ def run(evals, against=()):
 
 
 def test_each_score_is_a_line_over_the_run_and_later_lines_count():
-    found = run([line(0, code=3.0, prose=2.0), line(20, code=9.0, prose=2.5),
+    found = run([line(5, "once", code=1.0),
+                 line(0, code=3.0, prose=2.0), line(20, code=9.0, prose=2.5),
                  line(10, code=2.0, prose=None), line(20, code=1.5, prose=2.5)])  # fmt: skip
     assert evaluations.series(found) == {
         "domain/code/bits_per_byte": [(0, 3.0), (10, 2.0), (20, 1.5)],
@@ -59,7 +60,7 @@ AGAINST = {
         {"score": "domain/code/bits_per_byte", "of": "relative", "largest_loss": 0.05,
          "must_hold_for": "best_case", "loss": 0.25, "passed": False},
         {"score": "retention", "of": "absolute", "largest_loss": 0.5,
-         "must_hold_for": "estimate", "loss": 0.2, "passed": True},
+         "must_hold_for": "estimate", "loss": -0.2, "passed": True},
     ],
 }  # fmt: skip
 
@@ -77,7 +78,7 @@ def test_the_table_against_the_parent():
     )  # fmt: skip
     assert table.notes == ["task/quiz/acc: why"]
     assert table.gates == [
-        ("domain/code/bits_per_byte: lost 25.00 %, at most 5.00 % at best may be. It failed.",
+        ("domain/code/bits_per_byte: lost 25.00 %; at most 5.00 % may be lost at best. It failed.",
          False),
-        ("retention: lost 0.2000, at most 0.5000 may be. It holds.", True),
+        ("retention: gained 0.2000; at most 0.5000 may be lost. It holds.", True),
     ]  # fmt: skip

@@ -56,7 +56,7 @@ def state_of(run):
 def test_a_run_with_evaluations_every_50_steps_is_the_run_without(folder, monkeypatch):
     """Bit for bit; after the first evaluation nothing is compiled; no parameter is copied."""
     start = tiny.begin("anneal", run=str(folder / "run"), allow_lr_jump="a test")
-    plain = only(folder, "plain", "code", steps=110, start=start)
+    plain = only(folder, "plain", "code", steps=60, start=start)
     measured = tiny.replace(
         plain, run_dir=str(folder / "measured"), evaluations=(tiny.held_out(folder),)
     )
@@ -87,7 +87,7 @@ def test_a_run_with_evaluations_every_50_steps_is_the_run_without(folder, monkey
     finally:
         jax.monitoring.unregister_event_duration_listener(noted)
     loop.run(plain)
-    assert [step for step, _ in numbers(measured)] == [0, 50, 100, 110]
+    assert [step for step, _ in numbers(measured)] == [0, 50, 60]
     # The train step and the checkpoint are compiled by the second update, the evaluation before it.
     assert max(compiled, default=0) <= 1
     # Two batches' losses are there, of 16 rows each; the parameters are not there twice.
@@ -95,7 +95,7 @@ def test_a_run_with_evaluations_every_50_steps_is_the_run_without(folder, monkey
     for one, other in zip(rows(measured), rows(plain), strict=True):
         same = {name for name in one if not name.startswith("perf/")}
         assert {n: one[n] for n in same} == {n: other[n] for n in same}
-    seals = [checkpoint.read_facts(r.run_dir, 110)["manifest"]["arrays"] for r in (measured, plain)]
+    seals = [checkpoint.read_facts(r.run_dir, 60)["manifest"]["arrays"] for r in (measured, plain)]
     assert seals[0] == seals[1] and seals[0]
     jax.tree.map(np.testing.assert_array_equal, state_of(measured), state_of(plain))
     ends = [e for e in rows(measured, "events") if e["event"] == "goodput"]
@@ -222,6 +222,9 @@ def test_what_cannot_be_measured_is_refused_before_the_run(folder):
     gate = gated("domain/prose/*", 0.1)
     refused("'held_out' more than once", tiny.held_out(folder), tiny.held_out(folder))
     refused("starts fresh, with nothing to forget", tiny.held_out(folder, comparison=gate))
+    with pytest.raises(FileNotFoundError, match=r"no\.json does not exist"):
+        lost = tiny.held_out(folder, comparison=gate, parent=str(folder / "no.json"))
+        loop.run(tiny.train(folder, "refused", evaluations=(lost,)))
     refused("exceeds the model's context of 16", tiny.held_out(folder, row_tokens=2 * tiny.T))
     run = only(folder, "run", "prose", steps=60)  # it ended, and began without gates
     with pytest.raises(ValueError, match=r"began without it: .*held_out-start.json is missing"):

@@ -72,14 +72,14 @@ def fit(draft: drafts.Draft, count: Callable[[str], int], tokens: int) -> Fitted
         if here.tokens < tokens and here.characters == draft.characters:
             if units == draft.most_units:
                 raise RanOutError(here.tokens)
-            break  # fewer units with all characters are fewer still
+            return max(best, here, key=lambda one: one.tokens)
         sizes = [here.characters + n for n in sorted(range(-_AROUND, _AROUND + 1), key=abs)]
         sizes = [size for size in sizes if 0 <= size <= draft.characters]
-        for tail, size in itertools.product(("", *_TAILS), sizes):
-            best = here if best.tokens < here.tokens <= tokens else best
+        others = (made(units, size, tail) for tail in ("", *_TAILS) for size in sizes)
+        for one in itertools.chain([here], others):
+            best = one if best.tokens < one.tokens <= tokens else best
             if best.tokens == tokens:
                 return best
-            here = made(units, size, tail)
     return best
 
 

@@ -62,6 +62,16 @@ def test_a_number_that_no_text_has_is_told_by_the_next_smaller_one():
     assert found.tokens == 30 == 3 * len(found.text)
 
 
+def test_filling_that_ends_before_the_next_unit_begins_is_all_used():
+    """Units of 10 tokens, and 4 characters between them."""
+    one = filled(
+        lambda units, size, tail: "u" * 10 * units + "c" * min(size, 4) + tail, characters=4
+    )
+    assert lengths.fit(one, len, 34).tokens == 34
+    found = lengths.fit(one, len, 37)
+    assert (found.tokens, found.units, found.characters) == (34, 3, 4)
+
+
 def test_too_short_and_too_long():
     one = filled(lambda units, size, tail: "u" * units + "c" * min(size, 5) + tail, most_units=20)
     with pytest.raises(lengths.TooShortError) as short:

@@ -93,6 +93,13 @@ def test_an_oracle_is_always_right_and_every_length_is_exact(opened, data):
     wanted = [length - room for length in (1536, 2311) for room in rooms]
     assert [1 + size for size in sizes] == wanted
     assert {cell["inexact"] + cell["short_tokens"] for cell in found["cells"]} == {0}
+    for (task, _), made in inputs.prompts.items():
+        for prompt in made:
+            assert len(set(prompt.decoys) - set(prompt.references)) == 7
+            for right in prompt.references:
+                assert not any(right in decoy for decoy in prompt.decoys)
+                if task.startswith(("niah", "qa")):  # and nothing else in the text is an answer
+                    assert prompt.text.count(right) == 1
 
 
 GUESSED = (
@@ -100,6 +107,7 @@ GUESSED = (
 )  # fmt: skip
 
 
+@pytest.mark.parametrize("opened", ["bytes"], indirect=True)
 def test_who_guesses_has_the_score_of_chance(opened):
     tokenizer, source = opened
     asked = config(tasks=GUESSED, per_cell=40, chains=3, row_tokens=(1400,))

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from midjax import units
 from midjax.report import figure, records
 
 # What a cell of the table shows: name of a number, of its error and of its chance, and in words.
@@ -138,7 +137,7 @@ def plot(columns: Sequence[records.Column]) -> figure.Plot | None:
         axis.axhline(100 * odds[0], color=figure.MUTED, linestyle="--", linewidth=1)
     lengths = sorted({length for one in found for length in one.lengths})
     axis.set_xscale("log", base=2)
-    axis.set_xticks(lengths, [units.human(length) for length in lengths])
+    axis.set_xticks(lengths, [f"{length:,}" for length in lengths], fontsize=9)
     axis.minorticks_off()
     axis.set_ylim(-3, 103)
     axis.set_xlabel("tokens of prompt and answer", fontsize=10)

@@ -25,4 +25,7 @@ What differs from RULER's own program: words and essays are those of the token f
 fills its length to the token; sample i is the same at every length but for its filling, whatever
 else is asked; no other value, word or paragraph holds an answer; the example before `vt` grows with
 the length up to RULER's 500 tokens.
+
+`needle.py` is another measure: rows of ids on a grid of depths, with and without the line that
+tells the key, split over a mesh's `context`. Here a sample is a text that any engine can be asked.
 """

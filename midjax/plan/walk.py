@@ -241,7 +241,10 @@ class _Run:
         work = [one for one in inner.instructions if one.opcode not in _FREE] if inner else []
         if inner is None or not work:
             return
-        if work[0].base in links.KINDS:
+        offloaded = self._offloaded(work[0])
+        if offloaded is not None:
+            self._collective(at, *offloaded)
+        elif work[0].base in links.KINDS:
             self._collective(at, inner, work[0])
         elif "sparsecore" in at.attributes:
             moved = sum(shape.bytes for one in work for shape in one.shapes)
@@ -259,6 +262,15 @@ class _Run:
             self.sum.notes[f"{at.name}: runs beside others, counted as if it did not"] += 1
 
     # Collectives.
+
+    def _offloaded(self, call: hlo.Instruction) -> tuple[hlo.Computation, hlo.Instruction] | None:
+        """The collective that a call to the sparse cores holds, if it does."""
+        called = call.called if call.opcode == "custom-call" else ()
+        for computation in (self.module.computations.get(name) for name in called):
+            for one in computation.instructions if computation else ():
+                if one.base in links.KINDS:
+                    return computation, one
+        return None
 
     def _collective(
         self,

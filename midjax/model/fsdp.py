@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A layer on each device's own rows, with what FSDP has to send written out.
+"""Layers and the head on each device's own rows, with what FSDP has to send written out.
 
-    weights split over `fsdp` --cast--> --all_gather--> whole --layer, this device's rows--> rows
+    weights split over `fsdp` --cast--> --all_gather--> whole --function, this device's rows--> rows
     gradients of them         <--reduce-scatter, or the same as all-reduce and slice-- partial sums
 
 Left to itself, the compiler may split a product with a split matrix into a ring of small products,
@@ -32,33 +32,27 @@ def applies() -> bool:
 
 
 def on_rows(
-    layer: Callable[[Array, dict[str, Array], Any], Array],
+    function: Callable[[Array, dict[str, Array], Any], Any],
     axes: Mapping[str, sharding.Axes],
     x_BTD: Array,
     weights: Mapping[str, Array],
     shared: Any,
-) -> Array:
-    """layer(x_BTD, weights, shared) on every device: of its rows, given its part of the weights.
+) -> Any:
+    """function(x_BTD, weights, shared) on every device: of its rows, given its part of the weights.
 
     Args:
-      layer: calls `whole` on its weights, where its remat policy can gather them again.
+      function: calls `whole` on its weights, where its remat policy can gather them again. What it
+        returns has B and T in front.
       axes: logical axes of the weights.
       x_BTD: the stream.
-      weights: of one layer, by name.
+      weights: by name.
       shared: arrays with B and T in front, in a tree.
     """
-
-    def rows(x: Array) -> Any:
-        return sharding.spec(("batch", "length") + (None,) * (x.ndim - 2))
-
+    rows = sharding.spec(("batch", "length"))
     return jax.shard_map(
-        layer,
-        in_specs=(
-            rows(x_BTD),
-            {name: sharding.spec(axes[name]) for name in weights},
-            jax.tree.map(rows, shared),
-        ),
-        out_specs=rows(x_BTD),
+        function,
+        in_specs=(rows, {name: sharding.spec(axes[name]) for name in weights}, rows),
+        out_specs=rows,
         # Pallas calls don't say over which axes their results vary.
         check_vma=False,
     )(x_BTD, dict(weights), shared)

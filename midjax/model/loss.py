@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
-from midjax.model import architecture, context, transformer
+from midjax.model import architecture, context, fsdp, transformer
 
 
 def _of_chunk(
@@ -53,11 +53,30 @@ def token_losses(
     Returns:
       (nll_BT, log_z_BT), both float32. The z-loss is log_z^2.
     """
-    (rows, length), shards = targets_BT.shape, _shards()
-    if length <= config.loss_chunk_tokens:
-        return _of_chunk(config, params, hidden_BTD, targets_BT)
     # Only what the head needs goes through the scan: the rest would get gradients of zeros.
     head = {name: params[name] for name in transformer.head_names(config)}
+    if not fsdp.applies():
+        return _in_chunks(config, head, hidden_BTD, targets_BT)
+    axes, dtype = transformer.head_axes(config), config.head_dtype or config.compute_dtype
+
+    def on_rows(hidden_BTD: Array, part: dict[str, Array], targets_BT: Array) -> Any:
+        # Once for all chunks; their gradients are added up in float32 before they travel.
+        whole = fsdp.whole(part, axes, dtype)
+        whole = {name: leaf.astype(jnp.float32) for name, leaf in whole.items()}
+        return _in_chunks(config, whole, hidden_BTD, targets_BT)
+
+    return fsdp.on_rows(on_rows, axes, hidden_BTD, head, targets_BT)
+
+
+def _in_chunks(
+    config: architecture.TransformerConfig,
+    head: Any,
+    hidden_BTD: Float[Array, "B T D"],
+    targets_BT: Int[Array, "B T"],
+) -> tuple[Float32[Array, "B T"], Float32[Array, "B T"]]:
+    (rows, length), shards = targets_BT.shape, _shards()
+    if length <= config.loss_chunk_tokens:
+        return _of_chunk(config, head, hidden_BTD, targets_BT)
     of_chunk = jax.checkpoint(
         lambda weights, hidden, targets: _of_chunk(config, weights, hidden, targets),
         prevent_cse=False,

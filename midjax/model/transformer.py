@@ -131,6 +131,12 @@ def head_names(config: architecture.TransformerConfig) -> tuple[str, ...]:
     return (weights, "head_bias") if config.head_bias else (weights,)
 
 
+def head_axes(config: architecture.TransformerConfig) -> dict[str, sharding.Axes]:
+    """Their logical axes."""
+    axes = _declared(config, layers.Ends)[1]
+    return {name: axes[name] for name in head_names(config)}
+
+
 def placed(config: architecture.TransformerConfig, params: Params, name: str) -> Array:
     """A parameter outside the layers, held to its sharding.
 

@@ -14,8 +14,10 @@ def test_tables_are_whole(chip, dense):
     table = flags.flags(chip, dense)
     text = flags.as_libtpu_init_args(table)
     # What libtpu is given reads back as what the compiler is given, and has no flag twice.
-    assert flags.parse(text) == flags.as_compiler_options(table)
-    assert len(text.split()) == len(table)
+    at_start = {flag.name: flag.value for flag in table if flag.start_only}
+    assert flags.parse(text) == flags.as_compiler_options(table) | at_start
+    assert len(text.split()) == len(table) == len(flags.parse(text))
+    assert set(at_start) <= {"xla_sc_disjoint_spmem"}
     for flag in table:
         assert re.fullmatch(r"(xla|tpu)_\w+", flag.name) and re.fullmatch(r"\w+", flag.value)
         assert len(flag.why) > 20 and flag.source

@@ -12,7 +12,7 @@ def test_variables_of_each_chip(size):
     found = {v.name: v.value for v in environment.fixed(fake_cloud.launch(slice=size))}
     chip = size.partition("-")[0]
     assert found["JAX_PLATFORMS"] == "tpu"
-    assert flags.parse(found["LIBTPU_INIT_ARGS"]) == flags.as_compiler_options(flags.flags(chip))
+    assert flags.parse(found["LIBTPU_INIT_ARGS"]) == {f.name: f.value for f in flags.flags(chip)}
     assert found["JAX_COMPILATION_CACHE_DIR"] == f"gs://my-bucket/runs/cache/{chip}"
     assert all(v.why for v in environment.fixed(fake_cloud.launch(slice=size)))
 

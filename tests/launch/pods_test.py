@@ -55,7 +55,7 @@ def test_the_files_are_what_the_tables_say(name, tmp_path):
     code, got, seen, _ = call(tmp_path, "run.sh", name, "train", "--gin_file=a b.gin")
     assert code == 0 and got == ["train", "--gin_file=a b.gin"]
     chip = slices.parse(name).chip.name
-    assert flags.parse(seen["LIBTPU_INIT_ARGS"]) == flags.as_compiler_options(flags.flags(chip))
+    assert flags.parse(seen["LIBTPU_INIT_ARGS"]) == {f.name: f.value for f in flags.flags(chip)}
     assert seen["JAX_PLATFORMS"] == "tpu"
     config = fake_cloud.launch(slice=name, zone=seen["ZONE"])
     assert seen["RUNTIME_VERSION"] == config.runtime

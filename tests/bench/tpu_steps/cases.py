@@ -22,6 +22,15 @@ PUBLISHED = {
     "xla_tpu_data_parallel_opt_different_sized_ops": "true",
 }
 LARGE_VMEM = {**PUBLISHED, "xla_tpu_scoped_vmem_limit_kib": "98304"}
+# Of its recipes for v6e: no product becomes a ring of small ones.
+_NO_RINGS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+
+
+def _ours(chip: str) -> dict[str, str]:
+    """What our runs have on the chip."""
+    return flags.as_compiler_options(flags.flags(chip))
+
+
 PLAIN = rope.Rope(theta=10_000.0, scaling=rope.RopeScaling(kind="none"))
 LLAMA_3_1 = rope.Rope(
     theta=500_000.0,
@@ -119,7 +128,7 @@ CASES = {
         model=_llama(**_ONE_B, remat="save_projections", loss_chunk_tokens=1024),
         maxtext=(*_MAXTEXT_ONE_B, "remat_policy=minimal"),
         maxtext_flags={
-            "published": PUBLISHED, "ours": flags.as_compiler_options(flags.flags("v5e")),
+            "published": PUBLISHED, "ours": _ours("v5e"), "no rings": PUBLISHED | _NO_RINGS,
         },
     ),
     "Llama-2-7B on v5p-128": Case(
@@ -127,7 +136,7 @@ CASES = {
         model=_llama(vocab_size=32_000, dim=4096, layers=32, heads=32, kv_heads=32,
                      ffn_dim=11_008, remat="save_projections"),
         maxtext=("model_name=llama2-7b", "remat_policy=minimal", "ici_fsdp_parallelism=64"),
-        maxtext_flags={"published": PUBLISHED, "large VMEM": LARGE_VMEM},
+        maxtext_flags={"published": PUBLISHED, "large VMEM": LARGE_VMEM, "ours": _ours("v5p")},
     ),
     "Llama-2-70B on v5p-512": Case(
         slice="v5p-512", rows=512, tokens=4096, mesh=_fsdp(),
@@ -135,20 +144,23 @@ CASES = {
                      remat="save_attention"),
         maxtext=("model_name=llama2-70b", "remat_policy=save_dot_except_mlpwi",
                  "ici_fsdp_parallelism=256"),
-        maxtext_flags={"published": PUBLISHED, "large VMEM": LARGE_VMEM},
+        maxtext_flags={"published": PUBLISHED, "large VMEM": LARGE_VMEM, "ours": _ours("v5p")},
     ),
     "Llama-3.1-8B on v6e-64": Case(
         slice="v6e-64", rows=64, tokens=8192, mesh=_fsdp(),
-        model=_llama(**_8B, remat="save_projections", loss_chunk_tokens=4096),
+        model=_llama(**_8B, remat="save_projections", loss_chunk_tokens=2048),
         maxtext=("model_name=llama3.1-8b", "remat_policy=minimal", "ici_fsdp_parallelism=64"),
-        maxtext_flags={"large VMEM": LARGE_VMEM},
+        maxtext_flags={
+            "large VMEM": LARGE_VMEM, "ours": _ours("v6e"),
+            "ours, no rings": _ours("v6e") | _NO_RINGS,
+        },
     ),
     "Llama-3.1-8B at 131,072 tokens on v5p-128": Case(
         slice="v5p-128", rows=4, tokens=131_072, mesh=_fsdp(context=16),
         model=_llama(**_8B, remat="save_projections", loss_chunk_tokens=65_536),
         maxtext=("model_name=llama3.1-8b", "remat_policy=full", "ici_fsdp_parallelism=4",
                  "ici_context_parallelism=16", "context_parallel_load_balance=True"),
-        maxtext_flags={"large VMEM": LARGE_VMEM},
+        maxtext_flags={"large VMEM": LARGE_VMEM, "ours": _ours("v5p")},
         targets=((0.8, float("inf")),),
     ),
 }  # fmt: skip

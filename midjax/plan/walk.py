@@ -266,8 +266,8 @@ class _Run:
     def _offloaded(self, call: hlo.Instruction) -> tuple[hlo.Computation, hlo.Instruction] | None:
         """The collective that a call to the sparse cores holds, if it does."""
         called = call.called if call.opcode == "custom-call" else ()
-        for computation in (self.module.computations.get(name) for name in called):
-            for one in computation.instructions if computation else ():
+        for computation in (self.module.computations[name] for name in called):
+            for one in computation.instructions:
                 if one.base in links.KINDS:
                     return computation, one
         return None

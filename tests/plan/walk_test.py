@@ -277,6 +277,36 @@ def test_sparse_cores_begin_when_they_are_given_something():
     assert found.parts["sparse"] == pytest.approx(2 * 8 * 512 * 2 / HBM)
 
 
+OFFLOADED = """
+%moved (p: bf16[64,512]) -> bf16[1024,512] {
+  %p = bf16[64,512]{1,0} parameter(0)
+  %t = (bf16[64,512]{1,0}) tuple(%p)
+  ROOT %g = bf16[1024,512]{1,0} all-gather(%t#0), replica_groups=[1,16]<=[16], dimensions={0}
+}
+
+%asked (q: bf16[64,512]) -> bf16[1024,512] {
+  %q = bf16[64,512]{1,0} parameter(0)
+  ROOT %k = bf16[1024,512]{1,0} custom-call(%q), custom_call_target="", called_computations={%moved}
+}
+"""
+
+
+def test_collectives_of_the_sparse_cores_are_collectives():
+    start = 'async-start(), async_execution_thread="sparsecore", calls=%asked'
+    found = run(
+        f"  %part = bf16[64,512]{{1,0}} parameter(4)\n  %s = ((), ()) {start}\n"
+        "  %u = ((bf16[64,512]{1,0}), bf16[1024,512]{1,0}) async-update(%s, %part)\n"
+        f"  {work('%x', MS)}\n"
+        "  %d = bf16[1024,512]{1,0} async-done(%u)",
+        FUSED + OFFLOADED,
+        mesh={"fsdp": 16},
+    )
+    ((key, sums),) = found.collectives.items()
+    assert key == ("fsdp", "all-gather", "ici", "beside")
+    assert sums.bytes_sent == 1024 * 512 * 2 * 15 / 16
+    assert sums.exposed_seconds == 0 and "sparse" not in parts(found)
+
+
 def test_slices_talk_over_the_data_centres_network():
     marks = (
         '_xla_host_transfer_rendezvous="all-reduce.3_0",_xla_megascale_target="{1,2}x{0:15}",'

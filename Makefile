@@ -167,19 +167,21 @@ $(STAMPS)/levanter: | $(STAMPS)/run
 	  || rm -rf $(PEERS)/levanter
 	@touch $@
 
-# midjax with the JAX and libtpu that MaxText has, for comparisons by the TPU's compiler.
+# midjax with the JAX and libtpu that MaxText has, for comparisons by the TPU's compiler. JAX's own
+# extra, jax[tpu], would take an older libtpu.
 $(STAMPS)/newest: pyproject.toml constraints.txt | $(STAMPS)/run
 	@mkdir -p $(PEERS)
 	@rm -rf $(PEERS)/midjax
 	$(MAXTEXT_PYTHON) -m venv $(PEERS)/midjax
-	$(PEERS)/midjax/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[tpu]"
+	$(PEERS)/midjax/bin/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(PEERS)/midjax/bin/python -m pip install --quiet libtpu==0.0.52
 	@touch $@
 
 $(STAMPS)/maxtext: | $(STAMPS)/run
 	@mkdir -p $(PEERS)
 	@rm -rf $(PEERS)/maxtext
 	-$(MAXTEXT_PYTHON) -m venv $(PEERS)/maxtext && $(PEERS)/maxtext/bin/python -m pip install --quiet \
-	  "maxtext[tpu]==0.2.5" || rm -rf $(PEERS)/maxtext
+	  "maxtext[tpu]==0.2.5" libtpu==0.0.52 || rm -rf $(PEERS)/maxtext
 	@touch $@
 
 # lm_eval keeps to its own environment: the tests do without it.

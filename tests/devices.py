@@ -9,6 +9,8 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Against a process that hangs in a collective; on a loaded machine the longest takes minutes.
 TIMEOUT_SECONDS = 900
+# Nothing runs long enough in such a process to be worth optimising: see quick_compilation.py.
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 def environment(count: int, *flags: str) -> dict[str, str]:
@@ -31,8 +33,7 @@ def environment(count: int, *flags: str) -> dict[str, str]:
 
 def run_script(script: str, output: pathlib.Path, *, count: int = 4) -> None:
     """Runs a test file as a script, `script output`, on emulated CPU devices."""
-    # Nothing runs long enough here to be worth optimising.
-    place = environment(count, "--xla_backend_optimization_level=0")
+    place = environment(count) | QUICK
     subprocess.run(
         [sys.executable, script, str(output)], env=place, check=True, timeout=TIMEOUT_SECONDS
     )

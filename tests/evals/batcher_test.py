@@ -14,7 +14,6 @@ import jax
 import numpy as np
 import pytest
 import tiny_model
-from quick_compilation import quick_compilation  # noqa: F401 (a fixture)
 
 from midjax.evals import batcher, sampling
 from midjax.model import architecture, sharding, transformer

@@ -4,7 +4,6 @@
 import byte_pairs
 import pytest
 import tiny_model
-from quick_compilation import quick_compilation  # noqa: F401 (a fixture)
 
 from midjax.evals import batcher, engine, likelihood, likelihood_tokens, requests, sampling
 

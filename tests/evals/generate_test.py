@@ -5,7 +5,6 @@ import jax
 import pytest
 import tiny_model
 import tokenizers
-from quick_compilation import quick_compilation  # noqa: F401 (a fixture)
 from tokenizers import decoders, models, pre_tokenizers
 
 from midjax.evals import batcher, generate, requests

@@ -17,7 +17,6 @@ import numpy as np
 import parity
 import pytest
 import tiny_model
-from quick_compilation import quick_compilation  # noqa: F401 (a fixture)
 
 from midjax.evals import likelihood, likelihood_tokens, requests
 from midjax.model import hf, sharding

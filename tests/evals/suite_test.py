@@ -15,7 +15,6 @@ import byte_pairs
 import pytest
 import sandboxes
 import tiny_model
-from quick_compilation import quick_compilation  # noqa: F401 (a fixture)
 
 from midjax import __main__ as cli
 from midjax import files, opening

@@ -9,7 +9,6 @@ import numpy as np
 import parity
 import pytest
 import tiny_model
-from quick_compilation import quick_compilation  # noqa: F401 (a fixture)
 
 from midjax.evals import batcher
 from midjax.model import decode, hf, rope, transformer

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick_compilation import quick_compilation  # noqa: F401 (a fixture)
 
 from midjax.model import architecture, grouped, moe, sharding
 

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_model
-from quick_compilation import quick_compilation  # noqa: F401 (a fixture)
 
 from midjax.model import remat, transformer
 

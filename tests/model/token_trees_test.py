@@ -5,7 +5,6 @@ import jax
 import numpy as np
 import parity
 import pytest
-from quick_compilation import quick_compilation  # noqa: F401 (a fixture)
 
 from midjax.model import hf, token_trees, transformer
 

@@ -11,7 +11,6 @@ import long_answers
 import numpy as np
 import pytest
 import tiny_model
-from quick_compilation import quick_compilation  # noqa: F401 (a fixture)
 
 from midjax.evals import task_data
 from midjax.evals.long import run, tasks
@@ -174,7 +173,7 @@ def test_lengths_that_are_not_met_are_told(opened, capsys):
     assert "1 prompts are shorter than asked for, by 2 tokens" in capsys.readouterr().out
 
 
-def test_a_model_reads_rows_beyond_its_context(tmp_path, quick_compilation):  # noqa: F811
+def test_a_model_reads_rows_beyond_its_context(tmp_path, quick_compilation):
     """Nats of the gold answers, by one forward pass each."""
     tokenizer = long_answers.byte_level()
     source = long_answers.source(tmp_path / "prose", tokenizer, long_answers.texts())

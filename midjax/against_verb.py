@@ -82,6 +82,8 @@ def run(root: eval_recipe.Eval, now: pairing.Measured, parent: Parent, measure: 
         log.say(f"  {line}")
     for score, why in found["retention"]["left_out"].items():
         log.say(f"  not in retention: {score} ({why})")
+    for score, why in found["retention"]["lost"].items():
+        log.say(f"  retention is not known: {score} ({why})")
     for what in found["not_compared"]:
         log.say(f"  not compared: {what}")
     log.say(f"written to {target}")
@@ -113,6 +115,8 @@ def _result(
     # Parts without a number for each document, which are not compared, are left out.
     names = ("long", "samples", "needle", "long_tasks", "folder", "output")
     rest: dict[str, Any] = dict.fromkeys(names)
+    # The parent's own may be another one.
+    rest["compute_dtype"] = now.result["compute_dtype"]
     result = measure(
         dataclasses.replace(root, run=parent.run, step=parent.step, **rest),
         stem,

@@ -8,7 +8,8 @@ import tiny_run as tiny
 from quick_compilation import quick_compilation  # noqa: F401 (a fixture)
 
 import midjax.__main__ as cli
-from midjax import against_verb, files
+from midjax import against_verb, files, verbs
+from midjax.evals import pairing
 from midjax.train import loop
 
 GATE = ["--gin.Eval.comparison=@Comparison()", "--gin.Comparison.gates=(@Gate(),)"]
@@ -93,6 +94,34 @@ def test_other_settings_measure_the_parent_anew_and_a_file_is_refused(folder, ca
     assert "row_tokens: the parent has 16, now it is 8" in capsys.readouterr().err
     assert evaluate(folder, short, f"--against={folder}/parent") == 0
     assert "and is measured" in capsys.readouterr().out
+    coarse = "--gin.Eval.compute_dtype=bfloat16"
+    capsys.readouterr()
+    assert evaluate(folder, coarse, f"--against={folder}/child/eval/code.json") == 2
+    assert (
+        'compute_dtype: the parent has "float32", now it is "bfloat16"' in capsys.readouterr().err
+    )
+    assert evaluate(folder, coarse, f"--against={folder}/parent") == 0
+    assert "and is measured" in capsys.readouterr().out
+    path = folder / "parent" / "eval" / "held_out-40.json"
+    assert files.read_json(path)["compute_dtype"] == "bfloat16"
+
+
+def test_the_parent_is_measured_in_the_dtype_of_the_model(folder):
+    """Which its own configuration may not have, where `Eval.compute_dtype` is not set."""
+    asked = []
+
+    class Stop(Exception):
+        pass
+
+    def measure(root, stem):
+        asked.append(root.compute_dtype)
+        raise Stop
+
+    root = verbs.load("eval", [f"--gin_file={folder}/eval.gin"])
+    now = pairing.of({"run": "child", "step": 12, "compute_dtype": "bfloat16"}, "now.json")
+    with pytest.raises(Stop):
+        against_verb.run(root, now, against_verb.Parent(run=str(folder / "none")), measure)
+    assert (root.compute_dtype, asked) == (None, ["bfloat16"])
 
 
 def test_parents_that_are_not_there(folder, capsys):

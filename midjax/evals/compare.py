@@ -14,8 +14,10 @@ Retention of general ability, of K scores that are general:
 geometric mean of ratios, the one mean of ratios that does not depend on which of two models is the
 reference (Fleming and Wallace 1986, CACM 29, 218-221). The definition is ours: the literature on
 forgetting reports differences by task. A gain may hide a loss in it, so the rows and gates stand
-beside it. Of a task its primary metric counts, where the result says which that is. A score of 0
-has no ratio; it is left out, and said.
+beside it. Of a task its primary metric counts, where the result says which that is. Where the
+parent has 0, or no finite number, there is no ratio; such a score is left out, and said. Where the
+parent has more and the model 0, or no finite number, all of it is lost: retention is not known, and
+a gate on it fails.
 """
 
 import dataclasses
@@ -23,6 +25,8 @@ import fnmatch
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
+
+import numpy as np
 
 from midjax import files
 from midjax.evals import bootstrap, pairing
@@ -41,6 +45,7 @@ class Gate:
       scores: names, with * and ?: "domain/prose/bits_per_byte", "task/*", "retention".
       largest_loss: that still passes.
       of: "absolute": in the score's unit; "relative": a share of the parent's score, 0.02 is 2 %.
+        Where the parent has 0 and more is better, there is nothing to lose.
       must_hold_for: "estimate": the loss as measured; "best_case": the end of its interval where
         least is lost, so that only a loss beyond chance fails; "worst_case": the end where most is
         lost, so that passing takes enough documents to be sure.
@@ -115,8 +120,9 @@ def compare(parent: pairing.Measured, now: pairing.Measured, config: Comparison)
       name, run, step, weights; parent: {run, step, weights, path}; level, resamples, seed;
       rows: {score, less_is_better, documents, parent, now, delta, interval, method, relative,
       relative_interval, verdict}; retention: {value, interval, method, scores, left_out: {score:
-      why}}; not_compared: what else is in the results; gates: {scores, of, largest_loss,
-      must_hold_for, score, loss, interval, passed, why}; passed. Unknown numbers are null.
+      why}, lost: {score: why}}; not_compared: what else is in the results; gates: {scores, of,
+      largest_loss, must_hold_for, score, loss, interval, passed, why}; passed. Unknown numbers are
+      null. "method" is the one that gave the interval.
 
     Raises:
       pairing.IncomparableError: no difference of the two has a meaning.
@@ -181,7 +187,7 @@ def _row(pair: pairing.Pair, drawn: bootstrap.Drawn | None, config: Comparison) 
         "score": pair.score,
         "less_is_better": pair.less_is_better,
         "documents": pair.documents,
-        "method": pair.method,
+        "method": None,
     }
     if drawn is None:
         unknown = ("parent", "now", "delta", "interval", "relative", "relative_interval")
@@ -189,13 +195,14 @@ def _row(pair: pairing.Pair, drawn: bootstrap.Drawn | None, config: Comparison) 
     row |= {"parent": drawn.parent, "now": drawn.now, "delta": drawn.now - drawn.parent}
     asked: dict[str, Any] = {"level": config.level, "method": pair.method}
     ends = bootstrap.difference(drawn, **asked)
-    row["interval"] = _ends(ends)
+    row["interval"] = _ends(ends and ends.ends)
+    row["method"] = ends and ends.method
     row["relative"] = row["relative_interval"] = None
     if drawn.parent > 0:
         row["relative"] = drawn.now / drawn.parent - 1
         if drawn.now > 0:
             ratio = bootstrap.log_ratio([drawn], [1.0], **asked)
-            row["relative_interval"] = _ends(ratio and tuple(math.expm1(x) for x in ratio))
+            row["relative_interval"] = _ends(ratio and _safely(np.expm1, ratio.ends))
     row["verdict"] = _verdict(row["interval"], pair.less_is_better)
     return row
 
@@ -204,7 +211,13 @@ def _ends(interval: Any) -> list[float | None] | None:
     """As JSON: an end that is not finite is null."""
     if interval is None:
         return None
-    return [end if math.isfinite(end) else None for end in interval]
+    return [float(end) if math.isfinite(end) else None for end in interval]
+
+
+def _safely(function: np.ufunc, values: Any) -> Any:
+    """What is too large for a float is infinite, as an end that is not known is."""
+    with np.errstate(over="ignore"):
+        return function(np.asarray(values, np.float64))
 
 
 def _verdict(interval: list[float | None] | None, less_is_better: bool) -> str:
@@ -223,33 +236,39 @@ def _retention(
     config: Comparison,
     result: Mapping[str, Any],
 ) -> dict[str, Any]:
-    used, left_out = [], {}
+    used, left_out, lost = [], {}, {}
     for pair in pairs:
         score = pair.score
         if not any(_is_meant(score, pattern) for pattern in config.general):
             continue
         if not _is_primary(score, result.get("tasks") or {}):
             continue
-        if score not in drawn:
-            left_out[score] = "not finite"
-        elif min(drawn[score].parent, drawn[score].now) <= 0:
-            left_out[score] = "0 has no ratio"
-        else:
+        if not pair.parent_has_ratio:
+            left_out[score] = "the parent has 0, or no finite number, and no ratio"
+        elif score not in drawn:
+            lost[score] = "not finite now, which counts as all lost"
+        elif drawn[score].now > 0:
             used.append(pair)
+        elif pair.less_is_better:
+            left_out[score] = "now it is 0, a gain without a ratio"
+        else:
+            lost[score] = "now it is 0, all of it is lost"
+    scores = [pair.score for pair in used]
     found: dict[str, Any] = {"value": None, "interval": None, "method": None}
-    if used:
+    if used and not lost:
         weights = [(-1 if pair.less_is_better else 1) / len(used) for pair in used]
         parts = [drawn[pair.score] for pair in used]
         methods = {pair.method for pair in used}
         method = methods.pop() if len(methods) == 1 else "expanded percentile"
         ends = bootstrap.log_ratio(parts, weights, level=config.level, method=method)
         logs = [
-            w * math.log(part.now / part.parent) for w, part in zip(weights, parts, strict=True)
+            w * (math.log(part.now) - math.log(part.parent))
+            for w, part in zip(weights, parts, strict=True)
         ]
-        found["value"] = math.exp(math.fsum(logs))
-        found["interval"] = _ends(ends and tuple(math.exp(end) for end in ends))
-        found["method"] = method
-    return found | {"scores": [pair.score for pair in used], "left_out": left_out}
+        (found["value"],) = _ends(_safely(np.exp, [math.fsum(logs)])) or [None]
+        found["interval"] = _ends(ends and _safely(np.exp, ends.ends))
+        found["method"] = ends and ends.method
+    return found | {"scores": scores, "left_out": left_out, "lost": lost}
 
 
 def _is_primary(score: str, tasks: Mapping[str, Any]) -> bool:
@@ -266,17 +285,22 @@ def _as_row(retention: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "score": RETENTION,
         "less_is_better": False,
+        "parent": 1.0,
+        "now": value,
         "delta": delta,
         "interval": ends,
         "relative": delta,
         "relative_interval": ends,
+        "unknown": "".join(f"; {score}: {why}" for score, why in retention["lost"].items()),
     }
 
 
 def _judged(gate: Gate, row: Mapping[str, Any]) -> dict[str, Any]:
     names = ("delta", "interval") if gate.of == "absolute" else ("relative", "relative_interval")
     change, ends = row[names[0]], row[names[1]]
-    if not row["less_is_better"]:
+    if gate.of == "relative" and _has_nothing_to_lose(row):
+        change, ends = 0.0, [0.0, 0.0]
+    elif not row["less_is_better"]:
         change = None if change is None else -change
         ends = ends and [None if end is None else -end for end in reversed(ends)]
     loss = {
@@ -286,7 +310,7 @@ def _judged(gate: Gate, row: Mapping[str, Any]) -> dict[str, Any]:
     }[gate.must_hold_for]
     why = ""
     if loss is None:
-        why = "it is not known"
+        why = "it is not known" + row.get("unknown", "")
     elif loss > gate.largest_loss:
         why = f"it is above {_amount(gate.largest_loss, gate.of)}"
     return {
@@ -297,6 +321,12 @@ def _judged(gate: Gate, row: Mapping[str, Any]) -> dict[str, Any]:
         "passed": not why,
         "why": why,
     }
+
+
+def _has_nothing_to_lose(row: Mapping[str, Any]) -> bool:
+    """Whether the parent has 0, of which there are no shares, and the model is not worse."""
+    parent, now = row["parent"], row["now"]
+    return parent == 0 and now is not None and (now == 0 or not row["less_is_better"])
 
 
 def _amount(value: float | None, of: str) -> str:

@@ -72,12 +72,18 @@ class Pair:
 
     @property
     def method(self) -> bootstrap.Method:
-        """Losses vary without steps; shares of right answers do not: see `bootstrap`."""
+        """To ask for: losses vary without steps; shares of right answers do not (`bootstrap`)."""
         return "bootstrap-t" if self.less_is_better else "expanded percentile"
 
     @property
     def is_finite(self) -> bool:
         return all(np.isfinite(s.parent).all() and np.isfinite(s.now).all() for s in self.strata)
+
+    @property
+    def parent_has_ratio(self) -> bool:
+        """Whether the parent's value is finite and above 0."""
+        total = sum(float(s.parent.sum()) for s in self.strata)
+        return math.isfinite(total) and total > 0
 
 
 def read(path: Any) -> Measured:
@@ -127,6 +133,7 @@ def pairs(parent: Measured, now: Measured) -> list[Pair]:
     differ: list[str] = []
     for key, what in (("tokenizer_hash", "the tokenizer"), ("row_tokens", "Eval.row_tokens")):
         _same(differ, what, parent.result.get(key), now.result.get(key))
+    _compute_dtypes(differ, parent, now)
     found = _domains(parent.result, now.result, differ) + _tasks(parent, now, differ)
     if differ:
         listed = "\n  ".join(differ)
@@ -154,6 +161,17 @@ def not_compared(parent: Measured, now: Measured) -> list[str]:
 def _same(differ: list[str], what: str, parent: Any, now: Any) -> None:
     if parent != now:
         differ.append(f"{what}: the parent has {_short(parent)}, now it is {_short(now)}")
+
+
+def _compute_dtypes(differ: list[str], parent: Measured, now: Measured) -> None:
+    """Rounding moves scores too; a result that does not say its own compares with none."""
+    kinds = [one.result.get("compute_dtype") for one in (parent, now)]
+    silent = [one.where for one, kind in zip((parent, now), kinds, strict=True) if kind is None]
+    if silent:
+        listed = " and ".join(silent)
+        differ.append(f"Eval.compute_dtype: {listed} does not say it (an older result)")
+    else:
+        _same(differ, "Eval.compute_dtype", *kinds)
 
 
 def _short(value: Any) -> str:

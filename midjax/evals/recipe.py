@@ -37,7 +37,8 @@ class Eval:
       long_tasks: RULER's tasks at any length, which may exceed the model's context; None skips.
       tokenizer: folder with `tokenizer.json`, the one the tokens were made with; of a Hugging Face
         folder its own if None.
-      compute_dtype: of matrix products; None is the run's, and float32 for a Hugging Face folder.
+      compute_dtype: of matrix products; None is the run's, and float32 for a Hugging Face folder;
+        the same for every model that is to be compared.
       comparison: of `midjax eval --against PARENT`: how much may be lost.
       mesh: devices; need not be those of the training.
     """

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The verb `eval`: a model's numbers on held-out text and tasks, written to run/eval/<name>.json.
 
-    {"name", "run", "folder", "step", "weights", "row_tokens", "context_tokens", "tokenizer_hash",
+    {"name", "run", "folder", "step", "weights", "row_tokens", "context_tokens", "compute_dtype",
+     "tokenizer_hash",
      "domains": {domain: {"bits_per_byte", "nats_per_token", "tokens", "bytes", "documents",
                           "content_hash", "blocks": [{"nats", "bytes"}]}},
      "by_position": {"source", "row_tokens", "documents", "dropped",
@@ -86,6 +87,7 @@ def run(
         "weights": config.weights,
         "row_tokens": config.row_tokens,
         "context_tokens": model_config.context_tokens,
+        "compute_dtype": model_config.compute_dtype,
         "tokenizer_hash": inputs.tokenizer_hash,
         **_of_texts(config, inputs, model_config, params, jax_mesh),
         "samples": _samples(config, inputs, model_config, params, jax_mesh),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from midjax.evals import requests
+from midjax.evals.metrics import names
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,7 +155,8 @@ class Metric:
 
     Attributes:
       name: one of those of the task's kind: `metrics.names`.
-      label: what it is reported as; its name if empty.
+      label: what it is reported as; its name if empty. Losses keep their names, by which it is
+        known that less of them is better, and nothing else has such a name.
       filters: steps before the comparison, in order.
       ignore_case, ignore_punctuation: of both sides of an exact match.
       ignore: regular expressions whose matches are cut out of both sides of an exact match.
@@ -172,6 +174,13 @@ class Metric:
     def __post_init__(self) -> None:
         for pattern in self.ignore:
             _compiled(pattern)
+        last = self.label.rpartition("/")[2]
+        if self.label not in ("", self.name) and names.LESS_IS_BETTER & {self.name, last}:
+            raise ValueError(
+                f"Metric {self.name!r} can't have the label {self.label!r}: by their names "
+                f"({', '.join(sorted(names.LESS_IS_BETTER))}) losses are known, of which less is "
+                "better. Leave the label of a loss empty, and give another metric another one."
+            )
 
     @property
     def title(self) -> str:

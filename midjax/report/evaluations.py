@@ -117,7 +117,11 @@ def _table(found: dict[str, Any]) -> Against:
         level=f"{100 * found['level']:g} %",
         rows=rows,
         retention=("retention", "1", *kept),
-        notes=[f"{score}: {why}" for score, why in retention["left_out"].items()],
+        notes=[
+            f"{score}: {why}"
+            for key in ("left_out", "lost")
+            for score, why in retention.get(key, {}).items()  # older files have no "lost"
+        ],
         gates=[(_gate(gate), gate["passed"]) for gate in found["gates"]],
     )
 

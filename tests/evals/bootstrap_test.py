@@ -39,8 +39,8 @@ def covered(make, truth, method, of):
     rng, hits = np.random.default_rng(7), 0
     for seed in range(SETS):
         drawn = bootstrap.draw(make(rng), resamples=500, seed=seed, name="x")
-        low, high = of(drawn, level=0.95, method=method)
-        hits += low <= truth <= high
+        found = of(drawn, level=0.95, method=method)
+        hits += found.low <= truth <= found.high
     return hits
 
 
@@ -74,7 +74,7 @@ def test_a_ratio_of_several_scores_is_covered_at_the_stated_rate():
             drawn.append(
                 bootstrap.draw([one(size * rate, now, size)], resamples=500, seed=seed, name=name)
             )
-        low, high = of(drawn, level=0.95, method="bootstrap-t")
+        low, high = of(drawn, level=0.95, method="bootstrap-t").ends
         hits += low <= truth <= high
     assert LOW <= hits <= HIGH
 
@@ -90,9 +90,10 @@ def test_paired_documents_give_narrower_intervals_by_the_closed_form():
         drawn = bootstrap.draw([one(parent, other)], resamples=4000, seed=0, name="x")
         wanted = 2 * stats.t.ppf(0.975, n - 1) * spread / np.sqrt(n)
         for method in ("bootstrap-t", "expanded percentile"):
-            low, high = bootstrap.difference(drawn, level=0.95, method=method)
-            assert high - low == pytest.approx(wanted, rel=0.06)
-    low, high = bootstrap.difference(drawn, level=0.95, method="bootstrap-t")
+            found = bootstrap.difference(drawn, level=0.95, method=method)
+            assert found.high - found.low == pytest.approx(wanted, rel=0.06)
+            assert found.method == method
+    low, high = bootstrap.difference(drawn, level=0.95, method="bootstrap-t").ends
     assert low < 0 < high  # unpaired, what is there does not show
 
 
@@ -118,11 +119,56 @@ def test_the_variance_is_the_delta_method_s():
 def test_what_is_equal_has_no_width_and_one_document_no_interval():
     same = np.array([1.0, 2.0, 4.0])
     drawn = bootstrap.draw([one(same, same)], resamples=100, seed=0, name="x")
-    assert bootstrap.difference(drawn, level=0.9, method="bootstrap-t") == (0, 0)
+    assert bootstrap.difference(drawn, level=0.9, method="bootstrap-t").ends == (0, 0)
+    drawn = bootstrap.draw([one(same / 3, same / 3 + 0.1)], resamples=100, seed=0, name="x")
+    ends = bootstrap.difference(drawn, level=0.9, method="bootstrap-t").ends
+    assert ends == pytest.approx((0.1, 0.1), abs=1e-12)  # all rose alike
+    size = np.random.default_rng(0).uniform(900, 1100, 8)
+    part = one(np.cos(size) * size, np.cos(size) * size + 0.05 * size, size)
+    drawn = bootstrap.draw([part], resamples=100, seed=0, name="x")
+    ends = bootstrap.difference(drawn, level=0.9, method="bootstrap-t").ends
+    assert ends == pytest.approx((0.05, 0.05), abs=1e-12)  # but for round-off
+    drawn = bootstrap.draw([one(size, size / 1e300, size)], resamples=100, seed=0, name="x")
+    assert bootstrap.log_ratio([drawn], [1.0], level=0.9, method="bootstrap-t") is None
     lone = [one(same, same + 1), one(same[:1], same[:1])]
     drawn = bootstrap.draw(lone, resamples=100, seed=0, name="x")
     assert bootstrap.difference(drawn, level=0.9, method="expanded percentile") is None
     assert drawn.now - drawn.parent == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 7, 8, 16])
+def test_few_blocks_have_ends_within_what_the_blocks_say(count):
+    """Draws of one block alone have no standard error: of 3 or 4 there were no ends."""
+    rng = np.random.default_rng(count)
+    size = rng.uniform(800, 1200, count)
+    change = rng.normal(0.05, 0.01, count)
+    part = one(size, size * (1 + change), size)
+    drawn = bootstrap.draw([part], resamples=2000, seed=0, name="x")
+    for found in (
+        bootstrap.difference(drawn, level=0.95, method="bootstrap-t"),
+        bootstrap.log_ratio([drawn], [1.0], level=0.95, method="bootstrap-t"),
+    ):
+        assert found.method == ("bootstrap-t" if count >= 8 else "expanded percentile")
+        assert np.isfinite(found.ends).all() and found.low < found.high
+        if count < 8:  # means of some blocks lie between the least and the most of them
+            assert np.log1p(change.min()) - 1e-9 <= found.low
+            assert found.high <= change.max() + 1e-9
+
+
+@pytest.mark.parametrize("unchanged", [0, 6])
+def test_a_standard_error_that_is_round_off_is_an_infinite_distance(unchanged):
+    """Of 8 blocks 6 are alike: a seventh of the draws has these alone, and no spread at all."""
+    size = np.linspace(900, 1100, 8)
+    change = np.where(np.arange(8) < unchanged, 0.0, np.linspace(0.02, 0.05, 8))
+    rate = 0.7 + (0 if unchanged else np.linspace(-0.1, 0.1, 8))
+    drawn = bootstrap.draw(
+        [one(size * rate, size * (rate + change), size)], resamples=1000, seed=0, name="x"
+    )
+    found = bootstrap.difference(drawn, level=0.95, method="bootstrap-t")
+    truth = (size * change).sum() / size.sum()
+    assert found.low < truth < found.high
+    # Where draws have no spread it is not known how much more there might be.
+    assert np.isinf(found.high) == bool(unchanged) and np.isfinite(found.low)
 
 
 def test_draws_depend_on_seed_and_name_only():

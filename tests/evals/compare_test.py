@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Deltas, retention and gates on results whose numbers are known."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -25,6 +26,7 @@ def measured(run, factors, *, answers=None, blocks=32, primary=None):
             ],
         }
     result = {"name": "n", "run": run, "step": 3, "tokenizer_hash": "t", "domains": domains}
+    result["compute_dtype"] = "float32"
     documents = {}
     if answers is not None:
         result["tasks"] = {"quiz": {"metrics": {"acc": 0.0, "acc_norm": 0.0}}}
@@ -93,9 +95,8 @@ def test_nothing_lost_is_one_and_zeros_are_left_out_and_said():
     found = compare.compare(model, model, settings(gates=(gate("retention", 0.0),)))
     kept = found["retention"]
     assert kept["value"] == 1 and kept["interval"] == [1, 1] and found["passed"]
-    assert kept["left_out"] == {
-        "task/quiz/acc": "0 has no ratio", "task/quiz/acc_norm": "0 has no ratio"
-    }  # fmt: skip
+    why = "the parent has 0, or no finite number, and no ratio"
+    assert kept["left_out"] == {"task/quiz/acc": why, "task/quiz/acc_norm": why}
     assert all(row["verdict"] == "no clear change" for row in found["rows"])
 
 
@@ -134,7 +135,56 @@ def test_a_loss_that_is_not_finite_fails_its_gate():
     found = compare.compare(measured("parent", {"old": 1.0, "new": 1.0}), broken, asked)
     assert not found["passed"] and found["rows"][0]["verdict"] == "not finite"
     assert "it is not known" in compare.failures(found)[0]
-    assert found["retention"]["left_out"] == {"domain/old/bits_per_byte": "not finite"}
+    kept = found["retention"]
+    assert kept["lost"] == {"domain/old/bits_per_byte": "not finite now, which counts as all lost"}
+    assert kept["value"] is None and not kept["left_out"]
+
+
+def test_an_ability_that_is_lost_completely_fails_gates_on_retention():
+    parent = measured("parent", {"old": 1.0}, answers=[1.0] * 30 + [0.0] * 10, primary="acc")
+    now = measured("now", {"old": 1.0}, answers=[0.0] * 40, primary="acc")
+    gates = (gate("retention", 0.9), gate("task/quiz/acc", 0.9))
+    found = compare.compare(parent, now, settings(gates=gates))
+    kept = found["retention"]
+    assert kept["lost"] == {"task/quiz/acc": "now it is 0, all of it is lost"}
+    assert (kept["value"], kept["interval"], kept["left_out"]) == (None, None, {})
+    assert [g["loss"] for g in found["gates"]] == [None, 1.0]
+    assert [g["passed"] for g in found["gates"]] == [False, False]
+    said = compare.failures(found)
+    assert "it is not known; task/quiz/acc: now it is 0, all of it is lost" in said[0]
+
+
+@pytest.mark.parametrize("case", ["estimate", "best_case", "worst_case"])
+@pytest.mark.parametrize("now", [0.0, 1.0])
+def test_where_the_parent_has_nothing_nothing_is_lost(now, case):
+    parent = measured("parent", {"old": 1.0}, answers=[0.0] * 10, primary="acc")
+    child = measured("now", {"old": 1.0}, answers=[now] * 10, primary="acc")
+    asked = settings(gates=(gate("task/quiz/*", 0.0, must_hold_for=case),))
+    found = compare.compare(parent, child, asked)
+    assert found["passed"] and [g["loss"] for g in found["gates"]] == [0.0, 0.0]
+    found = compare.compare(parent, _unknown(child), asked)
+    assert [g["passed"] for g in found["gates"]] == [False, True]
+
+
+def _unknown(model):
+    """The same, whose first right or wrong answer is not finite."""
+    first, *rest = model.documents["quiz"]
+    first = first | {"scores": first["scores"] | {"acc": None}}
+    return dataclasses.replace(model, documents={"quiz": [first, *rest]})
+
+
+@pytest.mark.parametrize("blocks", [2, 3, 4, 8])
+def test_few_blocks_have_an_interval_of_a_named_method(blocks):
+    """Of 3 and 4 blocks a relative interval was a traceback, or had no ends."""
+    parent = measured("parent", {"old": 1.0}, blocks=blocks)
+    found = compare.compare(parent, measured("now", {"old": 1.05}, blocks=blocks), settings())
+    (row,), kept = found["rows"], found["retention"]
+    for ends in (row["interval"], row["relative_interval"], kept["interval"]):
+        assert None not in ends and ends[0] < ends[1]
+    wanted = "bootstrap-t" if blocks >= 8 else "expanded percentile"
+    assert row["method"] == kept["method"] == wanted
+    lone = compare.compare(*[measured("parent", {"old": 1.0}, blocks=1)] * 2, settings())
+    assert (lone["rows"][0]["method"], lone["rows"][0]["interval"]) == (None, None)
 
 
 def test_the_table_has_a_line_per_score_and_one_of_retention(models):

@@ -33,6 +33,7 @@ def result(**changes):
         "step": 1,
         "tokenizer_hash": "t",
         "row_tokens": 8,
+        "compute_dtype": "float32",
         "domains": {"prose": domain},
         "tasks": {"quiz": task},
     }
@@ -93,6 +94,11 @@ def changed(key, value):
     [
         ({"tokenizer_hash": "u"}, 'the tokenizer: the parent has "t", now it is "u"'),
         ({"row_tokens": 16}, "row_tokens: the parent has 8, now it is 16"),
+        (
+            {"compute_dtype": "bfloat16"},
+            'compute_dtype: the parent has "float32", now it is "bfloat16"',
+        ),
+        ({"compute_dtype": None}, r"Eval\.compute_dtype: r, step 1 \(p\) does not say it"),
         (changed("content_hash", "d"), r"domain 'prose' \(content_hash\): .*\"c\", .*\"d\""),
         (changed("blocks", [{"nats": 1.0, "bytes": 15}]), "the parent's blocks have other"),
         ({"domains": {"law": result()["domains"]["prose"]}}, "domain 'law': the parent has no"),

@@ -119,6 +119,7 @@ def test_uniform_model_end_to_end(config):
     assert (line["step"], line["name"], line["scores"]) == (12, "after", scores)
 
     assert (result["name"], result["run"], result["step"]) == ("after", config.run, 12)
+    assert result["compute_dtype"] == "float32"
     for name, texts in TEXTS.items():
         found = result["domains"][name]
         size = sum(len(t.encode()) for t in texts)

@@ -55,7 +55,8 @@ AGAINST = {
         {"score": "task/quiz/acc", "parent": None, "now": None, "delta": None, "interval": None,
          "verdict": "not finite"},
     ],
-    "retention": {"value": 0.8, "interval": [0.75, 0.875], "left_out": {"task/quiz/acc": "why"}},
+    "retention": {"value": 0.8, "interval": [0.75, 0.875], "left_out": {"task/quiz/acc": "why"},
+                  "lost": {"task/exam/acc": "now it is 0"}},
     "gates": [
         {"score": "domain/code/bits_per_byte", "of": "relative", "largest_loss": 0.05,
          "must_hold_for": "best_case", "loss": 0.25, "passed": False},
@@ -76,7 +77,7 @@ def test_the_table_against_the_parent():
     assert table.retention == (
         "retention", "1", "0.8000", "", "0.7500 to 0.8750", "1 is nothing lost"
     )  # fmt: skip
-    assert table.notes == ["task/quiz/acc: why"]
+    assert table.notes == ["task/quiz/acc: why", "task/exam/acc: now it is 0"]
     assert table.gates == [
         ("domain/code/bits_per_byte: lost 25.00 %; at most 5.00 % may be lost at best. It failed.",
          False),

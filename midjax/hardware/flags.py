@@ -233,5 +233,8 @@ def merge(
                 f"--{name}={value} is given twice: the table of this chip has it already. "
                 "Leave it out."
             )
-        by_name[name] = Flag(name=name, value=value, why=why, source="the recipe")
+        start_only = name in by_name and by_name[name].start_only
+        by_name[name] = Flag(
+            name=name, value=value, why=why, source="the recipe", start_only=start_only
+        )
     return tuple(by_name.values())

@@ -136,7 +136,7 @@ class Evaluator:
                 self._measure(asked, step, START, params, journal)
 
     def after(self, step: int, params: Any, journal: log.Journal) -> bool:
-        """Measures what is due after an update; whether the run is to save and to end."""
+        """Measures what is due after an update; whether a gate failed."""
         for asked in self._asked:
             if self._is_due(asked, step):
                 self._measure(asked, step, step, params, journal)

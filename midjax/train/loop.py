@@ -164,6 +164,10 @@ def _once(begun: Begun, stop: preemption.Stop) -> dict[str, Any]:
             finally:
                 journal.event("goodput", **account.fields(final=True))
                 log.say(account.sentence())
+        else:  # it may have been stopped between its last update and what was to follow
+            with jax.set_mesh(begun.mesh):
+                begun.evaluator.begin(begun.state.params, journal)
+            begun.evaluator.end_if_failed(prepared.first_step, journal, lambda: None)
         journal.event("end", step=prepared.total_steps)
     return row
 
@@ -285,16 +289,26 @@ def _whole(
 def _evaluated(
     begun: Begun, step: int, params: Any, journal: log.Journal, recorder: metrics_lib.Recorder
 ) -> bool:
-    """Whether the run is to save and to end."""
+    """Whether a gate failed, so that the run is to end."""
     recorder.flush()  # the time of the update is not the evaluation's
     with begun.watch.measure("eval"):
         return begun.evaluator.after(step, params, journal)
 
 
-def _saved(
-    step: int, watch: goodput.Stopwatch, account: sessions.Account, journal: log.Journal
+def _save(
+    begun: Begun,
+    step: int,
+    state: Any,
+    account: sessions.Account,
+    journal: log.Journal,
+    recorder: metrics_lib.Recorder,
+    store: checkpoint.Store,
 ) -> None:
-    watch.saved(step)
+    with begun.watch.measure("checkpoint"):
+        skipped = recorder.watch.steps
+        saving.save(begun.prepared, store, step, state, skipped, journal.settle)
+    account.skipped_updates = recorder.watch.count
+    begun.watch.saved(step)
     journal.event("checkpoint", step=step)
     journal.event("goodput", **account.fields())
 
@@ -351,17 +365,16 @@ def _loop(
                     store.compile(**saving.items(state))
             due |= step % config.checkpoint.every_steps == 0 or step in prepared.phase_ends
             is_over = stop.reached(step) or step == last
-            # A process that is to end has no time: the one that goes on makes up for it.
-            if evaluator.is_due(step) and (step == last or not is_over):
-                due |= _evaluated(begun, step, state.params, journal, recorder)
+            saved = False
             if due or is_over:
                 recorder.flush()  # a checkpoint never has less behind it than its metrics say
-                if recorder.watch.steps and step != last:
-                    continue  # among skipped updates it would push out the good ones: later
-                due = False
-                with watch.measure("checkpoint"):
-                    skipped = recorder.watch.steps
-                    saving.save(prepared, store, step, state, skipped, journal.settle)
-                account.skipped_updates = recorder.watch.count
-                _saved(step, watch, account, journal)
+                # Among skipped updates it would push out the good ones: later.
+                if not recorder.watch.steps or step == last:
+                    _save(begun, step, state, account, journal, recorder, store)
+                    due, saved = False, True
+            # After what is saved: an evaluation takes its time, and may fail. A process that is to
+            # end has none: the one that goes on makes up for it.
+            if evaluator.is_due(step) and (step == last or not is_over):
+                if _evaluated(begun, step, state.params, journal, recorder) and not saved:
+                    _save(begun, step, state, account, journal, recorder, store)
                 evaluator.end_if_failed(step, journal, store.wait)

@@ -61,6 +61,9 @@ def test_merge_replaces_and_appends():
     options = flags.as_compiler_options(merged)
     assert options["xla_tpu_scoped_vmem_limit_kib"] == "65536" and options["xla_dump_to"] == "/x"
     assert len(merged) == len(table) + 1 and merged[-1].source == "the recipe"
+    other = flags.merge(table, "--xla_sc_disjoint_spmem=true")
+    assert flags.as_compiler_options(other) == flags.as_compiler_options(table)
+    assert "--xla_sc_disjoint_spmem=true" in flags.as_libtpu_init_args(other)
     with pytest.raises(flags.FlagError, match="given twice: the table"):
         flags.merge(table, "--xla_tpu_scoped_vmem_limit_kib=98304")
 

@@ -153,6 +153,25 @@ def test_an_interrupted_run_has_each_line_once(folder, monkeypatch):
     assert numbers(asked) == numbers(straight)
 
 
+def test_what_is_due_is_saved_before_it_is_measured(folder, monkeypatch):
+    """An evaluation takes its time and may fail: at a save that is due, and at the end."""
+    straight = only(folder, "due", "code", steps=8)
+    straight = tiny.replace(straight, evaluations=(tiny.held_out(folder, every_steps=4),))
+    loop.run(straight)
+    broken = tiny.replace(straight, run_dir=str(folder / "broken"))
+    measured = run_lib.run
+    for works, step in ((0, 4), (1, 8)):  # how many evaluations work, and what is saved then
+        left = [measured] * works
+        with monkeypatch.context() as patch:
+            patch.setattr(run_lib, "run", lambda *a, left=left, **k: left.pop()(*a, **k))
+            with pytest.raises(IndexError):
+                loop.run(broken)
+        assert checkpoint.steps(broken.run_dir)[-1] == step
+        assert [at for at, _ in numbers(broken)] == [4][:works]
+    loop.run(broken)  # nothing is left to train
+    assert numbers(broken) == numbers(straight)
+
+
 @pytest.fixture(scope="module")
 def forgetful(folder):
     """Trains what learnt prose on code alone, at a high rate."""

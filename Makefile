@@ -18,13 +18,14 @@ found = $(or $(call version,$(PYTHON)),no Python)
 asked = $(if $(filter-out file,$(origin PYTHON)),$(call version,$(PYTHON)))
 installed = $(call version,$(BIN)/python)
 
-.PHONY: help demo test lint bench-data bench-eval bench-import bench-long-context bench-low-precision bench-train bench-tpu bench-tpu-short \
+.PHONY: help demo test soak lint bench-data bench-eval bench-import bench-long-context bench-low-precision bench-train bench-tpu bench-tpu-short \
   plan-memory plan-published check-launch check-lm-eval pods clean check-python
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     set up, then the main job: real text to a mid-trained, evaluated, exported model"
 	@echo "make test     set up with the test extras, then all tests"
+	@echo "make soak     twenty kills of a tokenization, of which make test tries six"
 	@echo "make lint     ruff check, ruff format --check, mypy"
 	@echo "make bench-data           packing, mixing and tokenizing against seqio, Grain and tokenizers"
 	@echo "make bench-eval           continuations against transformers.generate, likelihoods against lm_eval"
@@ -47,6 +48,10 @@ demo: $(STAMPS)/run
 
 test: $(STAMPS)/test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Twenty kills of a tokenization, of which the tests try six.
+soak: $(STAMPS)/test
+	MIDJAX_SOAK_KILLS=20 $(BIN)/python -m pytest tests/e2e/tokenize_test.py
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff check

@@ -321,21 +321,14 @@ def assert_same_numbers(plain, sharded):
         assert a["nats_per_token"] != pytest.approx(a["nats_without"], rel=1e-3)
 
 
-def test_sharded_params_give_the_same_numbers(config):
-    found = on_mesh(config, data=1, fsdp=2, tensor=1)
+def test_a_mesh_gives_the_same_numbers(config):
+    """Parameters and rows over fsdp, rows and their length over context."""
+    found = on_mesh(config, data=1, fsdp=2, tensor=1, context=2)
     plain, sharded = found["plain"], found["sharded"]
     assert_same_numbers(plain, sharded)
     assert sharded["samples"] == plain["samples"] and len(plain["samples"]) == 3
     refusals = found["refusals"]
     assert "does not divide over the mesh's 2 data shards" in refusals["batch"]
     assert "Needles.batch_rows=3 does not divide over the mesh's 2" in refusals["needle batch"]
-    assert refusals["row"] is refusals["needle row"] is None
-
-
-def test_rows_split_over_context_give_the_same_numbers(config):
-    found = on_mesh(config, data=1, fsdp=2, tensor=1, context=2)
-    assert_same_numbers(found["plain"], found["sharded"])
-    refusals = found["refusals"]
     assert "A row of 30 tokens does not divide over mesh context 2" in refusals["row"]
     assert "A row of 98 tokens does not divide over mesh context 2" in refusals["needle row"]
-    assert found["sharded"]["samples"] == found["plain"]["samples"]

@@ -25,6 +25,8 @@ _FREE_CALLS = {
 _SLICES = {"slice", "dynamic-slice"}
 _UPDATES = {"dynamic-update-slice", "scatter"}
 _RENDEZVOUS = re.compile(r'_xla_host_transfer_rendezvous="([^"]*)"')
+# Two spellings of the same: the second where nothing but a call is started.
+_ASYNC = ("async-start", "custom-call-start")
 _START, _DONE = "AsyncCollectiveStart", "AsyncCollectiveDone"
 
 
@@ -89,7 +91,7 @@ class _Run:
             self._update(at)
         elif at.opcode in ("send", "recv"):
             self._send_or_receive(at)
-        elif at.opcode == "async-start":
+        elif at.opcode in _ASYNC:
             if at.operands:  # else it begins when they are handed over, at an update
                 self._async(at)
         elif at.base in links.KINDS:
@@ -233,7 +235,7 @@ class _Run:
 
     def _update(self, at: hlo.Instruction) -> None:
         start = self.computation.operand(at, 0)
-        if start is not None and start.opcode == "async-start" and not start.operands:
+        if start is not None and start.opcode in _ASYNC and not start.operands:
             self._async(start)
 
     def _async(self, at: hlo.Instruction) -> None:

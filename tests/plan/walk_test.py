@@ -291,13 +291,20 @@ OFFLOADED = """
 """
 
 
-def test_collectives_of_the_sparse_cores_are_collectives():
-    start = 'async-start(), async_execution_thread="sparsecore", calls=%asked'
+@pytest.mark.parametrize(
+    ("call", "started"),
+    [
+        ("async", "calls=%asked"),
+        ("custom-call", 'custom_call_target="", called_computations={%moved}'),
+    ],
+)
+def test_collectives_of_the_sparse_cores_are_collectives(call, started):
+    start = f'{call}-start(), async_execution_thread="sparsecore", {started}'
     found = run(
         f"  %part = bf16[64,512]{{1,0}} parameter(4)\n  %s = ((), ()) {start}\n"
-        "  %u = ((bf16[64,512]{1,0}), bf16[1024,512]{1,0}) async-update(%s, %part)\n"
+        f"  %u = ((bf16[64,512]{{1,0}}), bf16[1024,512]{{1,0}}) {call}-update(%s, %part)\n"
         f"  {work('%x', MS)}\n"
-        "  %d = bf16[1024,512]{1,0} async-done(%u)",
+        f"  %d = bf16[1024,512]{{1,0}} {call}-done(%u)",
         FUSED + OFFLOADED,
         mesh={"fsdp": 16},
     )

@@ -302,8 +302,11 @@ def logits(
     if config.tied_head:
         weights_DV = weights_DV.T
     weights_DV = weights_DV.astype(config.head_dtype or config.compute_dtype)
+    dtype = jnp.promote_types(hidden_BTD.dtype, weights_DV.dtype)
     logits_BTV = layers.by_token(
-        hidden_BTD, weights_DV, functools.partial(products.wide, jnp.matmul)
+        hidden_BTD.astype(dtype),
+        weights_DV.astype(dtype),
+        functools.partial(products.wide, jnp.matmul),
     )
     if config.logits_scale is not None:
         logits_BTV *= config.logits_scale

@@ -32,6 +32,30 @@ def test_equals_the_definition(tied):
     np.testing.assert_allclose(nll, want_z - picked, atol=1e-5)
 
 
+@pytest.mark.parametrize("head_dtype", ["float32", "bfloat16"])
+def test_a_head_in_another_dtype_than_the_rest_learns(head_dtype):
+    """As if its inputs had been widened by hand; its weights are rounded to the dtype."""
+    other = {"float32": "bfloat16", "bfloat16": "float32"}[head_dtype]
+    config = tiny_model.config(compute_dtype=other, head_dtype=head_dtype)
+    params, hidden, targets = inputs(config)
+    hidden = hidden.astype(other)
+
+    def mean(head, hidden):
+        return loss.token_losses(config, params | {"head": head}, hidden, targets)[0].mean()
+
+    def by_hand(head, hidden):
+        scores = hidden.astype(jnp.float32) @ head.astype(head_dtype).astype(jnp.float32)
+        picked = jnp.take_along_axis(scores, targets[..., None], -1)[..., 0]
+        return (jax.nn.logsumexp(scores, axis=-1) - picked).mean()
+
+    given = (params["head"], hidden)
+    for found, want in zip(
+        *(jax.grad(of, argnums=(0, 1))(*given) for of in (mean, by_hand)), strict=True
+    ):
+        assert found.dtype == want.dtype
+        np.testing.assert_allclose(np.float32(found), np.float32(want), rtol=1e-2, atol=1e-6)
+
+
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("chunk", [1, 4, 7, 19])
 def test_chunks_change_nothing(chunk, tied):

@@ -189,24 +189,7 @@ def check(
     place = config.tokenizer_folder
     opened = vocabulary.FastTokenizer(path=place, bos_token=None, eos_token=None).open()
     tokenizer, facts = opened.tokenizer, opened.facts
-    if facts["vocab_size"] > model_config.vocab_size:
-        raise ValueError(
-            f"The tokenizer in {place!r} has {facts['vocab_size']} tokens, the model "
-            f"of {config.model!r} has {model_config.vocab_size}. Give the tokenizer it was "
-            "trained with."
-        )
-    if tokenizer_hash not in (None, facts["tokenizer_hash"]):
-        raise ValueError(
-            f"The model of {config.model!r} was trained with another tokenizer (sha256 "
-            f"{tokenizer_hash[:12]}) than the one in {place!r} (sha256 "
-            f"{facts['tokenizer_hash'][:12]}). Give the tokenizer it was trained with."
-        )
-    if (config.row_tokens or 0) > model_config.context_tokens:
-        raise ValueError(
-            f"Eval.row_tokens={config.row_tokens} exceeds the model's context of "
-            f"{model_config.context_tokens} tokens. Choose row_tokens that every compared model "
-            "can read; Eval.long may go beyond."
-        )
+    _check_model(config, model_config, facts, tokenizer_hash)
     divisor = loss.row_divisor(jax_mesh)
     for name, rows in (("", config), ("long.", config.long)):
         if rows is not None and (rows.batch_rows or 0) % divisor:
@@ -249,6 +232,34 @@ def check(
         long_tasks=long_tasks,
         tasks=prepared,
     )
+
+
+def _check_model(
+    config: Eval,
+    model_config: architecture.TransformerConfig,
+    facts: dict[str, Any],
+    tokenizer_hash: str | None,
+) -> None:
+    """The tokenizer must be the model's, and rows must fit its context."""
+    place = config.tokenizer_folder
+    if facts["vocab_size"] > model_config.vocab_size:
+        raise ValueError(
+            f"The tokenizer in {place!r} has {facts['vocab_size']} tokens, the model "
+            f"of {config.model!r} has {model_config.vocab_size}. Give the tokenizer it was "
+            "trained with."
+        )
+    if tokenizer_hash not in (None, facts["tokenizer_hash"]):
+        raise ValueError(
+            f"The model of {config.model!r} was trained with another tokenizer (sha256 "
+            f"{tokenizer_hash[:12]}) than the one in {place!r} (sha256 "
+            f"{facts['tokenizer_hash'][:12]}). Give the tokenizer it was trained with."
+        )
+    if (config.row_tokens or 0) > model_config.context_tokens:
+        raise ValueError(
+            f"Eval.row_tokens={config.row_tokens} exceeds the model's context of "
+            f"{model_config.context_tokens} tokens. Choose row_tokens that every compared model "
+            "can read; Eval.long may go beyond."
+        )
 
 
 def _check_context(config: Eval, jax_mesh: jax.sharding.Mesh | None) -> None:

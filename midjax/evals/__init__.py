@@ -37,7 +37,7 @@ sampling.py  the next token from its logits: greedy, temperature, top-p
 sandbox/     runs model-written code behind walls that were tested, or refuses
 code/        HumanEval, MBPP, infilling, HumanEvalFix, CRUXEval: text -> program to judge
 calls/       function calling, as BFCL matches it
-agents/      AgentBench's shell tasks in the sandbox, ToolBench on recorded observations
+agents/      episodes: AgentBench's shell tasks in the sandbox, ToolBench on recorded replies
 requests.py  what a task asks of a model, and what the model answers
 tasks/       a file per task: where its data are, prompt, choices, gold answer, metrics, shots
 task.py      loads such a file, strictly; task_parts.py its tables, template.py its templates

@@ -20,7 +20,7 @@ import collections
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -37,6 +37,7 @@ from midjax.evals import (
     task_rows,
 )
 from midjax.evals import task as tasks
+from midjax.evals.agents import asked
 from midjax.evals.metrics import scoring
 from midjax.evals.sandbox import run as sandboxes
 from midjax.evals.sandbox import selftest
@@ -53,12 +54,13 @@ class Tasks:
       limit: asks the first so many documents of each subset; None asks all.
       shots: another number of examples than the tasks'; None keeps theirs.
       split: asks this split instead of the tasks' own.
-      max_new_tokens: where a text that is written ends at the latest, if the task has it later.
+      max_new_tokens: where a text (of an agent a turn) ends at the latest, if the task has it
+        later.
       variables: other texts than the tasks' own, such as the tokens of fill-in-the-middle.
       online: fetches data that are not on the disk from the hub, with `datasets`.
       begins: what a text begins with, see `likelihood_tokens.Tokenizer`.
       batch_tokens: places that are computed at once for likelihoods, on all devices together.
-      batch_rows: texts that are written at once.
+      batch_rows: texts that are written at once, and an agent's episodes that are open.
       sandbox_workers: programs that run at a time, of code tasks; None is one per processor.
       sandbox_site_packages: lets these programs import what is installed here, such as numpy.
     """
@@ -111,7 +113,7 @@ class Inputs:
       prepared: the tasks, each once.
       groups: what they are averaged over; members of members are members.
       tokenizer: of the model.
-      sandbox: of code tasks, opened.
+      sandbox: of code tasks and agents at a shell, opened.
     """
 
     prepared: tuple[Prepared, ...]
@@ -134,24 +136,35 @@ def check(config: Tasks, *, context_tokens: int, tokenizer_folder: str) -> Input
 
     Raises:
       fields.ConfigError: there is no such task; the nearest are named.
-      SandboxUnavailable: a code task, and no sandbox that holds.
+      SandboxUnavailable: a code task or an agent at a shell, and no sandbox that holds.
       MissingDataError: data that are not on the disk: all of them, and where to get each.
       ValueError: the data do not fit a task, a setting does not, or a text the model's context.
     """
-    wanted, groups = _expanded(config.names)
+    wanted, groups = tasks.expanded(config.names)
     tokenizer = likelihood_tokens.open_folder(tokenizer_folder, begins=config.begins)
     changed = [_changed(config, task) for task in wanted]
     _check_variables(config, wanted)
     sandbox = None
-    if any(task.kind == "code" for task in wanted):
+    if agents := [task.name for task in wanted if task.kind == "agent"]:
+        _check_alone(agents[0])
+    if any(task.kind == "code" or asked.needs_sandbox(task) for task in wanted):
         sandbox = selftest.open(
             workers=config.sandbox_workers, site_packages=config.sandbox_site_packages
         )
-    prepared = _all_prepared(config, changed)
+    prepared = _all_prepared(config, changed, sandbox)
     for one in prepared:
         _check_context(one, tokenizer, context_tokens)
     _tell_of_bos(config, tokenizer)
     return Inputs(prepared=prepared, groups=tuple(groups), tokenizer=tokenizer, sandbox=sandbox)
+
+
+def _check_alone(name: str) -> None:
+    """Environments answer one process, and its model computes with the others'."""
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"{name} plays episodes, which several processes can't. Evaluate it in one process, "
+            "or leave it out."
+        )
 
 
 def _tell_of_bos(config: Tasks, tokenizer: likelihood_tokens.Tokenizer) -> None:
@@ -197,12 +210,11 @@ def run(config: Tasks, inputs: Inputs, model: engine.Engine) -> Asked:
             f"{sum(len(instance.requests) for instance in instances)} requests"
         )
         before = collections.Counter(model.scorer.counts)
-        answers = render.ask(model, instances)
+        told: list[Any] = []
+        answers, judge = _answers(config, inputs, one, model, told)
         cut = {
             key: model.scorer.counts[key] - before[key] for key in ("cut requests", "cut tokens")
         }
-        told: list[str] = []
-        judge = judges.of(task, inputs.sandbox, told)
         score = scores[task.name] = scoring.score(task, instances, answers, judge=judge)
         rows = task_rows.of(task, instances, answers, score, told)
         documents += rows
@@ -222,6 +234,33 @@ def run(config: Tasks, inputs: Inputs, model: engine.Engine) -> Asked:
     return Asked(tasks=finite(found), groups=finite(groups), documents=finite(documents))
 
 
+def _answers(
+    config: Tasks, inputs: Inputs, one: Prepared, model: engine.Engine, told: list[Any]
+) -> tuple[Sequence[Sequence[render.Answer]], scoring.Judge | None]:
+    """What the model says to each document, and who judges it, see `judges.of`."""
+    task = one.task
+    if task.kind != "agent":
+        return render.ask(model, one.instances), judges.of(task, inputs.sandbox, told)
+    outcomes = asked.play(
+        task,
+        one.instances,
+        model,
+        folder=config.data,
+        sandbox=inputs.sandbox,
+        variables=_variables(config, task),
+        at_once=config.batch_rows,
+    )
+    told += [asked.row(task, outcome, inputs.tokenizer) for outcome in outcomes]
+    said = [[turn.content for turn in o.messages if turn.role == "assistant"] for o in outcomes]
+    answers = [((turns[-1] if turns else "",),) for turns in said]
+    return answers, lambda pairs: [outcome.solved for outcome in outcomes]
+
+
+def _variables(config: Tasks, task: tasks.Task) -> dict[str, str]:
+    """Those of a task that are replaced."""
+    return {k: v for k, v in config.variables.items() if k in task.variables}
+
+
 def finite(value: Any) -> Any:
     """The same with None for numbers that are not finite, as JSON has none."""
     if isinstance(value, float):
@@ -229,33 +268,6 @@ def finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: finite(inner) for key, inner in value.items()}
     return [finite(inner) for inner in value] if isinstance(value, list | tuple) else value
-
-
-def _expanded(names: tuple[str, ...]) -> tuple[list[tasks.Task], list[tasks.Task]]:
-    """The tasks, each once, and the groups that were named."""
-    found: dict[str, tasks.Task] = {}
-    groups = []
-    for name in names:
-        loaded = tasks.load(name)
-        members = list(_members(loaded))
-        if loaded.kind == "group":
-            groups.append(
-                dataclasses.replace(loaded, members=tuple(dict.fromkeys(m.name for m in members)))
-            )
-        for task in members:
-            if found.setdefault(task.name, task) != task:
-                raise ValueError(
-                    f"Tasks.names has two different tasks with the name {task.name!r}. Give the "
-                    "file of one another name."
-                )
-    return list(found.values()), groups
-
-
-def _members(task: tasks.Task) -> Iterator[tasks.Task]:
-    if task.kind != "group":
-        yield task
-    for name in task.members:
-        yield from _members(tasks.load(name))
 
 
 def _changed(config: Tasks, task: tasks.Task) -> tasks.Task:
@@ -282,11 +294,13 @@ def _check_variables(config: Tasks, wanted: list[tasks.Task]) -> None:
         )
 
 
-def _all_prepared(config: Tasks, wanted: list[tasks.Task]) -> tuple[Prepared, ...]:
+def _all_prepared(
+    config: Tasks, wanted: list[tasks.Task], sandbox: sandboxes.Sandbox | None
+) -> tuple[Prepared, ...]:
     prepared, missing = [], []
     for task in wanted:
         try:
-            prepared.append(_prepared(config, task))
+            prepared.append(_prepared(config, task, sandbox))
         except task_data.MissingDataError as error:
             missing.append(error)
     if len(missing) > 1 and all(error.brief for error in missing):
@@ -300,18 +314,19 @@ def _all_prepared(config: Tasks, wanted: list[tasks.Task]) -> tuple[Prepared, ..
     return tuple(prepared)
 
 
-def _prepared(config: Tasks, task: tasks.Task) -> Prepared:
+def _prepared(config: Tasks, task: tasks.Task, sandbox: sandboxes.Sandbox | None) -> Prepared:
     left_out = collections.Counter[str]()
     instances = render.prepare(
         task,
         config.data,
         split=config.split,
         shots=config.shots,
-        variables={k: v for k, v in config.variables.items() if k in task.variables},
+        variables=_variables(config, task),
         limit=config.limit,
         online=config.online,
         left_out=left_out,
     )
+    instances = asked.usable(task, instances, config.data, sandbox, left_out)
     return Prepared(task=task, instances=instances, left_out=+left_out)
 
 

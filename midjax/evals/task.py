@@ -17,6 +17,7 @@ What each kind asks and scores:
 | generate | text | the reference, or several: any may be met |
 | code | text, of which `code.form` makes a program | - |
 | calls | text with function calls | what the judge compares with |
+| agent | text, turn by turn, until the episode ends | - |
 | group | those of its members | |
 
 A prompt that reads `choice` is made for each choice: so WinoGrande's partial scoring is written
@@ -27,7 +28,7 @@ import dataclasses
 import difflib
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from midjax import files
@@ -35,7 +36,7 @@ from midjax.evals import task_parts, template
 from midjax.evals.metrics import names
 from midjax.strict import fields
 
-Kind = Literal["choice", "gold", "generate", "code", "calls", "group"]
+Kind = Literal["choice", "gold", "generate", "code", "calls", "agent", "group"]
 # Below so many parameters letters are answered at random, and ranked choices and bits per byte are
 # what tells models apart (OLMES, 2406.08446, section 3; OLMo 2, 2501.00656).
 LETTERS_FROM_PARAMETERS = 7_000_000_000
@@ -63,8 +64,10 @@ class Task:
       gold: expression, see the table above.
       unconditional: a context without the question, for PMI (acc_uncond); None asks nothing.
       shots: examples.
-      generate: how text is written; of generate, code and calls.
+      generate: how text is written; of generate, code, calls and, a turn of it, agent.
       code: what is run.
+      agent: what plays with the model. Its prompt reads `turns`, a list of {role, content}, and
+        variables; the field `turns` is the conversation before the first turn.
       metrics: figures.
       primary: the title of the one that decides.
       members: the tasks of a group.
@@ -87,6 +90,7 @@ class Task:
     shots: task_parts.Shots = dataclasses.field(default_factory=task_parts.Shots)
     generate: task_parts.Generation | None = None
     code: task_parts.Code | None = None
+    agent: task_parts.Agent | None = None
     metrics: tuple[task_parts.Metric, ...] = ()
     members: tuple[str, ...] = ()
 
@@ -97,6 +101,7 @@ class Task:
             "generate": ("data", "prompt", "gold", "generate", "metrics"),
             "code": ("data", "prompt", "generate", "code", "metrics"),
             "calls": ("data", "prompt", "gold", "generate", "metrics"),
+            "agent": ("data", "prompt", "generate", "agent", "metrics"),
             "group": ("members",),
         }[self.kind]
         for key in needs:
@@ -115,9 +120,23 @@ class Task:
                 f"pass@{most} needs as many samples, and generate.samples is "
                 f"{self.generate.samples}."
             )
+        if self.kind == "agent" and self.generate is not None:
+            self._check_agent(self.generate)
         uncond = [metric for metric in self.metrics if metric.name == "acc_uncond"]
         if uncond and self.unconditional is None:
             raise ValueError("acc_uncond needs `unconditional`, the context without the question.")
+
+    def _check_agent(self, generate: task_parts.Generation) -> None:
+        if "turns" not in self.fields:
+            raise ValueError("An agent's task needs fields.turns, the conversation it begins with.")
+        if generate.samples > 1 or self.shots.count or self.description:
+            raise ValueError(
+                "An agent's task has one sample, and neither shots nor a description: write "
+                "examples into fields.turns."
+            )
+        names_of = template.Text(self.prompt, "prompt").names
+        if other := sorted(names_of - {"turns", *self.variables}):
+            raise ValueError(f"An agent's prompt reads `turns` and variables only; it has {other}.")
 
 
 def shipped() -> list[str]:
@@ -143,6 +162,39 @@ def load(name_or_path: str) -> Task:
         told = str(error).replace(_TUPLE_HINT, " Write a list: [...].")
         raise fields.ConfigError(f"The task file {name_or_path}: {told}") from error
     return task
+
+
+def expanded(names: Sequence[str]) -> tuple[list[Task], list[Task]]:
+    """The tasks of `Tasks.names`, each once, and the groups among the names.
+
+    Groups have the tasks below them as members, whatever lies between.
+
+    Raises:
+      fields.ConfigError: as `load`.
+      ValueError: two different tasks have one name.
+    """
+    found: dict[str, Task] = {}
+    groups = []
+    for name in names:
+        loaded = load(name)
+        members = list(_members(loaded))
+        if loaded.kind == "group":
+            own = tuple(dict.fromkeys(member.name for member in members))
+            groups.append(dataclasses.replace(loaded, members=own))
+        for task in members:
+            if found.setdefault(task.name, task) != task:
+                raise ValueError(
+                    f"Tasks.names has two different tasks with the name {task.name!r}. Give the "
+                    "file of one another name."
+                )
+    return list(found.values()), groups
+
+
+def _members(task: Task) -> Iterator[Task]:
+    if task.kind != "group":
+        yield task
+    for name in task.members:
+        yield from _members(load(name))
 
 
 def recommended(parameters: int) -> str:
@@ -215,6 +267,7 @@ _TABLES: dict[type, dict[str, type]] = {
         "shots": task_parts.Shots,
         "generate": task_parts.Generation,
         "code": task_parts.Code,
+        "agent": task_parts.Agent,
         "metrics": task_parts.Metric,
     },
     task_parts.Data: {"sample": task_parts.Sample},

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of a task file: data, shots, generate, code, metrics; each a record of its own."""
+"""The tables of a task file, each a record: data, shots, generate, code, agent, metrics."""
 
 import dataclasses
 import re
@@ -207,6 +207,32 @@ class Code:
         "cruxeval_input",
     ]
     filters: tuple[Filter, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Agent:
+    """What a model plays with, and for how long.
+
+    Attributes:
+      form: "os_tasks", a shell in a sandboxed world, by AgentBench's records; "toolbench", the
+        replies that ToolLLaMA's `conversations` recorded.
+      rounds: turns of the model.
+      tokens: of all its turns together.
+      scripts: of os_tasks: the folder of the records' scripts, below the data folder, with
+        `{subset}` filled in.
+    """
+
+    form: Literal["os_tasks", "toolbench"]
+    rounds: int
+    tokens: int
+    scripts: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "tokens"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"agent.{name} must be 1 or more, got {value}.")
+        if (self.form == "os_tasks") != bool(self.scripts):
+            raise ValueError("agent.scripts is the scripts' folder of os_tasks, and of those only.")
 
 
 def _compiled(pattern: str) -> None:

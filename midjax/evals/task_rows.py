@@ -9,6 +9,8 @@ gold      "gold": the answer's text, its "nats" and "tokens"
 generate  "gold", "answer": what was written, "prediction": what the primary metric compared
 code      "answer": what was written, a text per sample; "verdict": what became of each
 calls     "gold", "answer", "verdict"
+agent     "ended": how, "verdict": why it is not solved, "rounds", "tokens" that the model wrote,
+          "cut": {what: how often}, "turns": the whole conversation
 """
 
 import collections
@@ -25,14 +27,14 @@ def of(
     instances: Sequence[render.Instance],
     answers: Sequence[Sequence[render.Answer]],
     score: Mapping[str, Any],
-    told: Iterable[str],
+    told: Iterable[Any],
 ) -> list[dict[str, Any]]:
     """The lines of a task's documents, in their order.
 
     Args:
       task, instances, answers: as of `scoring.score`.
       score: what it gave.
-      told: by the judge, see `judges.of`.
+      told: by the judge, see `judges.of`; of agents what `agents.asked.row` gives.
     """
     verdicts = iter(told)
     return [
@@ -52,7 +54,7 @@ def counts(task: tasks.Task, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any
 
     "not finite": documents with a score that is not. Of texts: how many were "empty"; how many had
     "no answer", of the primary metric: its filter found nothing. Of code "verdicts": programs by
-    what became of them.
+    what became of them; of agents: episodes by how they ended, and "cut": what was, how often.
     """
     found: dict[str, Any] = {
         "not finite": sum(any(v != v for v in row["scores"].values()) for row in rows)
@@ -63,6 +65,10 @@ def counts(task: tasks.Task, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any
         found["no answer"] = sum(row["prediction"] in fallbacks for row in rows)
     elif task.kind in ("code", "calls"):
         found["empty"] = sum(not text for row in rows for text in row["answer"])
+    if task.kind == "agent":
+        found["verdicts"] = dict(sorted(collections.Counter(row["ended"] for row in rows).items()))
+        cut = sum((collections.Counter(row["cut"]) for row in rows), collections.Counter())
+        found["cut"] = dict(sorted(cut.items()))
     if task.kind == "code":
         told = collections.Counter(verdict for row in rows for verdict in row["verdict"])
         found["verdicts"] = dict(sorted(told.items()))
@@ -77,8 +83,10 @@ def _seen(
     task: tasks.Task,
     instance: render.Instance,
     told: Sequence[render.Answer],
-    verdicts: Iterator[str],
+    verdicts: Iterator[Any],
 ) -> dict[str, Any]:
+    if task.kind == "agent":
+        return dict(next(verdicts))
     likelihoods = [answer for answer in told if isinstance(answer, requests.Likelihood)]
     if task.kind == "choice":
         own = likelihoods[: len(instance.choices)]

@@ -6,6 +6,11 @@
     recordings --toolbench--> ---------+
     recorded steps --toolbench.score(what the model wrote)--> plan, action, arguments
 
+`asked` plays the tasks of kind "agent" (os_tasks, toolbench_episodes) with the model of `midjax
+eval` as the agent, all open episodes together; toolbench_steps asks step by step, as any task that
+is written. Function calls by AST match (BFCL) are `calls`: its single-turn parts, Python. Left out
+of BFCL: multi-turn, web search and memory, whose tools are programs of its own.
+
 AgentBench (Liu et al. 2023, 2308.03688): its operating-system tasks, from its own files, in a
 sandboxed world instead of a Docker container as root. `os_tasks.left_out` names the tasks that this
 world can't hold: users and groups, package installation, network, /proc. The instruction is our own

@@ -6,11 +6,12 @@ evaluation {"match": ...} or {"check": scripts, "example": script}, a script tex
 "code" or "file"}.
 """
 
+import collections
 import dataclasses
 import json
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from midjax.evals.agents import episode
@@ -18,32 +19,6 @@ from midjax.evals.sandbox import run, world
 
 LANGUAGES = ("bash", "python")
 SHOWN = 780  # characters of an observation, as in AgentBench
-
-INSTRUCTION = """\
-You work at a Linux shell. Each of your turns states a thought and then exactly one action.
-
-To run commands:
-
-Think: why
-Act: bash
-
-```bash
-the commands
-```
-
-To hand in an answer to a question:
-
-Think: why
-Act: answer(the answer and nothing else)
-
-When the task asks for a change and it is made:
-
-Think: why
-Act: finish
-
-You see the output of your commands, cut if it is long. Commands can't ask you for input. The task:
-
-"""
 
 
 class Unusable(ValueError):
@@ -102,10 +77,25 @@ def load(
     for index, record in enumerate(records):
         name = f"{path.stem}-{index:05d}"
         try:
-            tasks.append(_task(name, record, pathlib.Path(scripts)))
-        except (Unusable, KeyError, TypeError) as error:
+            tasks.append(task(name, record, scripts))
+        except Unusable as error:
             unusable[name] = str(error)
     return tasks, unusable
+
+
+def task(name: str, record: Mapping[str, Any], scripts: str | pathlib.Path) -> Task:
+    """One record as a task.
+
+    Args:
+      scripts: as of `load`.
+
+    Raises:
+      Unusable: it is not in this form.
+    """
+    try:
+        return _task(name, record, pathlib.Path(scripts))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise Unusable(f"not in AgentBench's form ({type(error).__name__} {error})") from error
 
 
 def _task(name: str, record: Mapping[str, Any], scripts: pathlib.Path) -> Task:
@@ -165,9 +155,12 @@ class Environment:
     `begin` raises WorldLost when a script that sets the task up fails and nothing else could tell.
     """
 
-    def __init__(self, box: run.Sandbox, task: Task) -> None:
-        self.task, self.world = task, world.World(box)
+    def __init__(
+        self, box: run.Sandbox, task: Task, opening: Sequence[episode.Message] = ()
+    ) -> None:
+        self.task, self.world, self.opening = task, world.World(box), list(opening)
         self.answer: str | None = None
+        self._counts: collections.Counter[str] = collections.Counter()
 
     def begin(self) -> list[episode.Message]:
         self.world.__enter__()
@@ -178,13 +171,16 @@ class Environment:
                 raise world.WorldLost(f"init exits with {done.status}: {done.output[-200:]}")
         if self.task.start:
             self.world.shell(self.task.start)
-        return [episode.Message(role="user", content=INSTRUCTION + self.task.description)]
+        return list(self.opening)
 
     def step(self, text: str) -> str | None:
         kind, content = action(text)
         if kind == "bash":
-            return shown(self.world.shell(content or ""))
+            reply = self.world.shell(content or "")
+            self._counts["observations cut"] += len(reply.output) > SHOWN
+            return shown(reply)
         if kind == "":
+            self._counts["turns without an action"] += 1
             return (
                 "There is no action in this: end with Act: bash, Act: answer(...) or Act: finish."
             )
@@ -206,6 +202,9 @@ class Environment:
                 )
             arguments.append(done.output)
         return ""
+
+    def counts(self) -> Mapping[str, int]:
+        return +self._counts
 
     def close(self) -> None:
         self.world.__exit__()

@@ -13,7 +13,9 @@ rate of invented tools; the fifth, Rouge-L of final answers, is left to whoever 
 are in `Score.answers`.
 """
 
+import ast
 import dataclasses
+import functools
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -159,6 +161,46 @@ def summarize(scores: Sequence[Score | str]) -> Summary:
     )
 
 
+_OFFERED = "access to the following APIs:"
+
+
+@functools.lru_cache(maxsize=4096)
+def offered(system: str) -> frozenset[str]:
+    """Names of the tools that a system message of ToolLLaMA's lists, as Python writes a list.
+
+    Raises:
+      ValueError: it lists none.
+    """
+    _, is_there, listed = system.partition(_OFFERED)
+    try:
+        return frozenset(str(tool["name"]) for tool in ast.literal_eval(listed.strip()))
+    except (ValueError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError):
+        raise ValueError(
+            f"A system message has no list of tools behind {_OFFERED!r}: it "
+            f"{'holds something else there' if is_there else 'does not say that'}."
+        ) from None
+
+
+def part(name: str, written: str, recorded: str, system: str) -> float:
+    """One of the measures of a step, for means over all steps.
+
+    Args:
+      name: "plan", "action", "arguments", "offered" (no invented tool); where the record does not
+        call, "action" and "arguments" are right if the step ends in the same way.
+      system: the message that offers the tools.
+
+    Raises:
+      ValueError: the record can't be used, see `score`.
+    """
+    found = score(written, recorded, offered(system))
+    if isinstance(found, str):
+        raise ValueError(f"A recorded step can't be compared with: {found}.")
+    if name == "offered":
+        return float(not found.invented)
+    value = {"plan": found.plan, "action": found.action, "arguments": found.arguments}[name]
+    return float(found.plan if value is None else value)
+
+
 class Recordings:
     """What tools replied, by tool and arguments, whatever the order of the arguments."""
 
@@ -170,12 +212,16 @@ class Recordings:
         self._replies.setdefault((action, _canonical(arguments)), reply)
 
     def add_conversation(self, turns: Sequence[Mapping[str, str]]) -> int:
-        """Takes the replies in a record of ToolLLaMA's, [{"from", "value"}]; how many there are."""
+        """Takes the replies in a record of ToolLLaMA's, [{"from", "value"}]; how many there are.
+
+        Not those to calls of nothing, or of a tool that the record marks as invented.
+        """
         count = 0
         for said, heard in itertools.pairwise(turns):
             if (said["from"], heard["from"]) == ("assistant", "function"):
                 step = parse(said["value"])
-                if step.plan == "call" and step.arguments is not None:
+                is_tool = step.plan == "call" and step.action not in ("", INVALID)
+                if is_tool and step.arguments is not None:
                     self.add(step.action, step.arguments, heard["value"])
                     count += 1
         return count
@@ -225,6 +271,9 @@ class Environment:
         if self.plan != "finish" or not self.answer:
             return "it gave no answer"
         return f"{self.missed} of {self.calls} calls are not recorded" if self.missed else ""
+
+    def counts(self) -> Mapping[str, int]:
+        return {"calls without a record": self.missed} if self.missed else {}
 
     def close(self) -> None:
         pass

@@ -26,9 +26,14 @@ OF_KIND = {
         "rouge2",
         "rougeL",
         "math_equal",
+        "step_plan",
+        "step_action",
+        "step_arguments",
+        "step_offered",
     ),
     "code": ("pass",),
     "calls": ("match",),
+    "agent": ("solved",),
     "group": (),
 }
 LESS_IS_BETTER = frozenset({"bits_per_byte", "nats_per_token"})

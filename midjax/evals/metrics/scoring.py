@@ -9,7 +9,8 @@
     combine(group, {member: score}) -> "members", "macro" over members, "micro" over instances
 
 Code is run, and function calls are compared, by a judge from outside: [(instance, completion), ...]
--> [right or not, ...]. `judges` has them. Completions went through the filters of the task.
+-> [right or not, ...]. `judges` has them; of agents' episodes `suite` knows how they ended.
+Completions went through the filters of the task.
 Where a likelihood is not finite, its document's values are NaN, and so are all means over it.
 """
 
@@ -21,6 +22,7 @@ from typing import Any
 
 from midjax.evals import render, requests, task_parts
 from midjax.evals import task as tasks
+from midjax.evals.agents import toolbench
 from midjax.evals.metrics import choices, drop, maths, passing, rouge, texts
 
 Judge = Callable[[Sequence[tuple[render.Instance, str]]], Sequence[bool]]
@@ -45,7 +47,7 @@ def score(
       instances: what was asked.
       answers: for each instance an answer per request, as `render.ask` gives them. Of a generated
         text with several samples, text metrics read the first.
-      judge: of code and calls.
+      judge: of code, calls and agents.
 
     Raises:
       ValueError: answers and instances do not fit; there are none; a judge or a library is missing.
@@ -58,7 +60,7 @@ def score(
                 f"{task.name}, document {instance.id}: {len(instance.requests)} requests and "
                 f"{len(told)} answers."
             )
-    if task.kind in ("code", "calls"):
+    if task.kind in ("code", "calls", "agent"):
         values = _judged(task, instances, answers, judge)
     else:
         values = {
@@ -157,6 +159,9 @@ def _one(
 
 def _text(metric: task_parts.Metric, predicted: str, instance: render.Instance) -> float:
     accepted = instance.gold if isinstance(instance.gold, list | tuple) else [instance.gold]
+    if metric.name.startswith("step_"):
+        what, system = metric.name.removeprefix("step_"), instance.fields["system"]
+        return toolbench.part(what, predicted, str(instance.gold), system)
     if metric.name.startswith("drop_"):
         exact, f1 = drop.best(predicted, accepted)
         return exact if metric.name == "drop_em" else f1
@@ -181,7 +186,9 @@ def _judged(
     judge: Judge | None,
 ) -> dict[str, list[float]]:
     if judge is None:
-        what = "runs programs in a sandbox" if task.kind == "code" else "compares function calls"
+        what = {"code": "runs programs in a sandbox", "calls": "compares function calls"}.get(
+            task.kind, "saw the episodes"
+        )
         raise ValueError(f"{task.name} is of kind {task.kind!r}: give score the judge that {what}.")
     filters = task.code.filters if task.code is not None else task.metrics[0].filters
     pairs, counts = [], []

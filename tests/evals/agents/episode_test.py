@@ -9,10 +9,12 @@ class Countdown:
 
     def __init__(self, number: int, broken: bool = False) -> None:
         self.number, self.broken, self.closed, self.said = number, broken, False, 0
+        self.begun = False
 
     def begin(self):
         if self.broken:
             raise OSError("no disk")
+        self.begun = True
         return [episode.Message(role="user", content=str(self.number))]
 
     def step(self, text):
@@ -22,7 +24,11 @@ class Countdown:
     def verdict(self):
         return "" if self.said == self.number else f"{self.said} is too much"
 
+    def counts(self):
+        return {"said": self.said}
+
     def close(self):
+        assert not self.closed
         self.closed = True
 
 
@@ -41,6 +47,26 @@ def test_episodes_run_side_by_side_and_end_on_their_own():
     assert outcomes[4].reason == "1 is too much"
     assert [turn.content for turn in outcomes[0].messages] == ["2", "1", "1 more", "2"]
     assert all(task.closed for task in tasks)
+
+
+def test_few_are_open_at_once_and_an_agent_may_end_one():
+    tasks, sizes = [Countdown(number) for number in (3, 1, 2, 9)], []
+
+    def some(talks):
+        assert sum(task.begun and not task.closed for task in tasks) == len(talks)
+        sizes.append(len(talks))
+        return [
+            episode.End(how="out of tokens", reason="no more") if talk[0].content == "9" else said
+            for talk, said in zip(talks, count(talks), strict=True)
+        ]
+
+    outcomes = episode.play(tasks, some, at_once=2)
+    assert sizes == [2, 2, 2, 1]
+    assert [one.how for one in outcomes] == ["solved", "solved", "solved", "out of tokens"]
+    assert [one.rounds for one in outcomes] == [3, 1, 2, 0]
+    assert outcomes[3].reason == "no more" and outcomes[0].counts == {"said": 3}
+    with pytest.raises(ValueError, match="at_once must be 1 or more, got 0"):
+        episode.play([], count, at_once=0)
 
 
 def test_an_agent_must_answer_every_conversation():

@@ -9,6 +9,7 @@ import sandboxes
 from midjax.evals.agents import episode, os_tasks
 from midjax.evals.sandbox import world
 
+OPENING = [episode.Message(role="user", content="The task.")]
 EQUAL = "from sys import argv\nexit(int(argv[1]) != int(argv[2]))"
 RECORDS = [
     {
@@ -65,7 +66,7 @@ def bash(commands: str) -> str:
 
 def played(task: os_tasks.Task, *turns: str) -> episode.Outcome:
     script = iter(turns)
-    environment = os_tasks.Environment(sandboxes.opened(), task)
+    environment = os_tasks.Environment(sandboxes.opened(), task, OPENING)
     [outcome] = episode.play([environment], lambda talks: [next(script)], rounds=len(turns))
     return outcome
 
@@ -95,7 +96,7 @@ def test_worlds_are_apart(tasks):
         0: [bash("rm /home/*"), "Act: answer(0)"],
         1: [bash("ls /home | wc -l"), "Act: finish"],
     }
-    environments = [os_tasks.Environment(box, tasks[0]) for _ in turns]
+    environments = [os_tasks.Environment(box, tasks[0], OPENING) for _ in turns]
 
     def agent(talks):
         return [turns[index].pop(0) for index in range(len(talks))]

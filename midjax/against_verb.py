@@ -60,6 +60,21 @@ def open_parent(given: str) -> Parent:
     return Parent(run=given, step=verbs.chosen(given, step))
 
 
+def check(root: eval_recipe.Eval, expected: Mapping[str, Any], parent: Parent) -> None:
+    """Refuses, before anything is measured, what can't be compared afterwards.
+
+    Args:
+      expected: from `evals.run.expected`.
+
+    Raises:
+      ValueError: a gate names no score.
+      pairing.IncomparableError: the parent's result was measured otherwise.
+    """
+    compare.check_names(pairing.scores_of(expected), root.comparison)
+    if parent.path:
+        pairing.check(pairing.read(parent.path), expected)
+
+
 def run(root: eval_recipe.Eval, now: pairing.Measured, parent: Parent, measure: Measure) -> None:
     """Compares, prints and writes.
 

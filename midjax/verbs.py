@@ -133,15 +133,16 @@ def evaluate(arguments: list[str]) -> None:
     arguments, given = against_verb.split(arguments)
     root = load("eval", arguments)
     parent = against_verb.open_parent(given) if given else None  # before anything is measured
-    result, where = _measured(root, None)
+    result, where = _measured(root, None, parent)
     if parent:
         now = pairing.of(result, where)
         against_verb.run(root, now, parent, lambda *asked: _measured(*asked)[0])
 
 
-def _measured(root: Any, stem: str | None) -> tuple[dict[str, Any], str]:
-    """The result of an evaluation, and its file."""
-    from midjax import log, opening
+def _measured(root: Any, stem: str | None, parent: Any = None) -> tuple[dict[str, Any], str]:
+    """The result of an evaluation, and its file; `parent` is what it is going to be compared with,
+    see `against_verb.Parent`."""
+    from midjax import against_verb, log, opening
     from midjax.evals import run, table
     from midjax.model import sharding
 
@@ -150,6 +151,8 @@ def _measured(root: Any, stem: str | None) -> tuple[dict[str, Any], str]:
     mesh = sharding.make(root.mesh)
     # Before the parameters are read.
     inputs = run.check(root, opened.model, mesh, tokenizer_hash=opened.tokenizer_hash)
+    if parent:
+        against_verb.check(root, run.expected(root, opened.model, inputs), parent)
     params = opened.params(mesh)
     result = run.run(root, opened.model, params, opened.step, mesh, inputs=inputs)
     where = run.write(result, stem=stem)

@@ -8,7 +8,7 @@ import tiny_run as tiny
 from quick_compilation import quick_compilation  # noqa: F401 (a fixture)
 
 import midjax.__main__ as cli
-from midjax import against_verb, files, verbs
+from midjax import against_verb, files, opening, verbs
 from midjax.evals import pairing
 from midjax.train import loop
 
@@ -104,6 +104,13 @@ def test_other_settings_measure_the_parent_anew_and_a_file_is_refused(folder, ca
     assert "and is measured" in capsys.readouterr().out
     path = folder / "parent" / "eval" / "held_out-40.json"
     assert files.read_json(path)["compute_dtype"] == "bfloat16"
+
+
+def test_a_gate_on_no_score_is_refused_before_parameters_are_read(folder, monkeypatch, capsys):
+    monkeypatch.setattr(opening.Opened, "params", None)  # to call it is a TypeError
+    gate = ["--gin.Gate.scores=domain/poetry/*", "--gin.Gate.largest_loss=0.02"]
+    assert evaluate(folder, f"--against={folder}/parent", *GATE, *gate) == 2
+    assert "'domain/poetry/*' is no score; there are domain/prose" in capsys.readouterr().err
 
 
 def test_the_parent_is_measured_in_the_dtype_of_the_model(folder):

@@ -129,7 +129,7 @@ def compare(parent: pairing.Measured, now: pairing.Measured, config: Comparison)
       ValueError: a gate, or Comparison.general, names no score there is.
     """
     pairs = pairing.pairs(parent, now)
-    _check_names([pair.score for pair in pairs], config)
+    check_names([pair.score for pair in pairs], config)
     drawn = {
         pair.score: bootstrap.draw(
             pair.strata, resamples=config.resamples, seed=config.seed, name=pair.score
@@ -168,7 +168,15 @@ def _is_meant(score: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(score, pattern)
 
 
-def _check_names(scores: Sequence[str], config: Comparison) -> None:
+def check_names(scores: Sequence[str], config: Comparison) -> None:
+    """That gates and retention name scores that there are, or will be.
+
+    Args:
+      scores: as of `pairing.scores_of`.
+
+    Raises:
+      ValueError: one names none; says which there are.
+    """
     known = [*scores, RETENTION]
     for gate in config.gates:
         if not fnmatch.filter(known, gate.scores):

@@ -26,6 +26,7 @@ from midjax.evals.metrics import names
 Lines = Mapping[str, Sequence[Mapping[str, Any]]]
 # What a result says of a task that is no setting: it may differ between two models.
 _MEASURED = frozenset({"metrics", "macro", "micro", "subsets", "counts", "documents", "seconds"})
+_SAME = (("tokenizer_hash", "the tokenizer"), ("row_tokens", "Eval.row_tokens"))
 _SHOWN = 3
 
 
@@ -131,7 +132,7 @@ def pairs(parent: Measured, now: Measured) -> list[Pair]:
         names all that differ.
     """
     differ: list[str] = []
-    for key, what in (("tokenizer_hash", "the tokenizer"), ("row_tokens", "Eval.row_tokens")):
+    for key, what in _SAME:
         _same(differ, what, parent.result.get(key), now.result.get(key))
     _compute_dtypes(differ, parent, now)
     found = _domains(parent.result, now.result, differ) + _tasks(parent, now, differ)
@@ -144,6 +145,54 @@ def pairs(parent: Measured, now: Measured) -> list[Pair]:
     if not found:
         raise IncomparableError(f"{now.where} has neither domains nor tasks to compare.")
     return found
+
+
+def scores_of(result: Mapping[str, Any]) -> list[str]:
+    """Names of the scores that `pairs` gives of a result, or of what `run.expected` says of it."""
+    found = [f"domain/{name}/bits_per_byte" for name in result.get("domains") or {}]
+    for name, task in (result.get("tasks") or {}).items():
+        found += [f"task/{name}/{metric}" for metric in task["metrics"]]
+    return found
+
+
+def check(parent: Measured, expected: Mapping[str, Any]) -> None:
+    """Refuses, before anything is measured, what `pairs` would refuse afterwards.
+
+    Documents and sizes of blocks are not known yet; hashes of texts and of tasks stand for them.
+
+    Args:
+      expected: from `run.expected`.
+
+    Raises:
+      IncomparableError: names all that differ.
+    """
+    differ: list[str] = []
+    now = Measured(result=expected, documents={}, path="")
+    for key, what in _SAME:
+        _same(differ, what, parent.result.get(key), expected.get(key))
+    _compute_dtypes(differ, parent, now)
+    for kind, own in (("domain", "domains"), ("task", "tasks")):
+        theirs = parent.result.get(own) or {}
+        for name, facts in (expected.get(own) or {}).items():
+            if name not in theirs:
+                differ.append(f"{kind} {name!r}: the parent has no number of it")
+                continue
+            before = theirs[name]
+            for key in sorted(facts.keys() - _MEASURED):
+                said, wanted = before.get(key), facts[key]
+                if isinstance(said, Mapping) and isinstance(wanted, Mapping):
+                    said = {k: v for k, v in said.items() if k in wanted}
+                _same(differ, f"{key} of {kind} {name!r}", said, wanted)
+            if missing := sorted(
+                facts.get("metrics", {}).keys() - before.get("metrics", {}).keys()
+            ):
+                differ.append(f"task {name!r}: the parent has no {missing}")
+    if differ:
+        listed = "\n  ".join(differ)
+        raise IncomparableError(
+            f"What is to be measured can't be compared with {parent.where}:\n  {listed}\n"
+            "Evaluate the parent with the same tokenizer, texts and settings."
+        )
 
 
 def not_compared(parent: Measured, now: Measured) -> list[str]:

@@ -143,6 +143,23 @@ def _of_texts(
     }
 
 
+def expected(
+    config: Eval, model_config: architecture.TransformerConfig, inputs: Inputs
+) -> dict[str, Any]:
+    """What is known of a result before it is measured: names of scores, texts and settings."""
+    hashes = {name: inputs.sources[name].manifest["content_hash"] for name in config.domains}
+    dtype = model_config.compute_dtype
+    found: dict[str, Any] = {"name": config.name, "run": config.run or config.output}
+    if config.tasks and inputs.tasks:
+        found["tasks"] = suite.expected(config.tasks, inputs.tasks, dtype)
+    return found | {
+        "row_tokens": config.row_tokens,
+        "compute_dtype": dtype,
+        "tokenizer_hash": inputs.tokenizer_hash,
+        "domains": {name: {"content_hash": known} for name, known in hashes.items()},
+    }
+
+
 def write(
     result: dict[str, Any],
     *,

@@ -224,9 +224,12 @@ def run(config: Tasks, inputs: Inputs, model: engine.Engine) -> Asked:
             **{key: score[key] for key in figures},
             "documents": len(instances),
             "counts": {"left out": dict(one.left_out), **cut, **task_rows.counts(task, rows)},
-            "settings": _settings(config, task, model, is_cut=cut["cut requests"] > 0),
-            "task_hash": _hash(dataclasses.asdict(task)),
-            "content_hash": _hash([_hash(dataclasses.asdict(one)) for one in instances]),
+            "settings": {
+                **_settings(config, task, model.scorer.config.compute_dtype),
+                # Of the model's context only what was cut tells in the numbers.
+                "cut_to_tokens": _context(model) if cut["cut requests"] else None,
+            },
+            **_hashes(one),
         }
     groups = {group.name: scoring.combine(group, scores) for group in inputs.groups}
     for group in groups.values():
@@ -358,11 +361,32 @@ def _check_context(
             )
 
 
-def _settings(
-    config: Tasks, task: tasks.Task, model: engine.Engine, *, is_cut: bool
-) -> dict[str, Any]:
-    """All that numbers depend on, but for the task's file and the data: of the model's context only
-    what was cut."""
+def expected(config: Tasks, inputs: Inputs, compute_dtype: str) -> dict[str, Any]:
+    """What `run` will say of each task whatever the model answers; of metrics their names."""
+    return {
+        one.task.name: {
+            "primary": one.task.primary,
+            "metrics": {metric.title: None for metric in one.task.metrics},
+            "settings": _settings(config, one.task, compute_dtype),
+            **_hashes(one),
+        }
+        for one in inputs.prepared
+    }
+
+
+def _hashes(one: Prepared) -> dict[str, str]:
+    return {
+        "task_hash": _hash(dataclasses.asdict(one.task)),
+        "content_hash": _hash([_hash(dataclasses.asdict(asked)) for asked in one.instances]),
+    }
+
+
+def _context(model: engine.Engine) -> int:
+    return model.scorer.config.context_tokens
+
+
+def _settings(config: Tasks, task: tasks.Task, compute_dtype: str) -> dict[str, Any]:
+    """All that numbers depend on, but for the task's file, the data and what was cut."""
     shots: int | str | None = task.shots.file or config.shots
     return {
         "shots": task.shots.count if shots is None else shots,
@@ -371,8 +395,7 @@ def _settings(
         "max_new_tokens": task.generate.max_new_tokens if task.generate else None,
         "variables": {k: config.variables.get(k, v) for k, v in task.variables.items()},
         "begins": config.begins,
-        "cut_to_tokens": model.scorer.config.context_tokens if is_cut else None,
-        "compute_dtype": model.scorer.config.compute_dtype,
+        "compute_dtype": compute_dtype,
     }
 
 

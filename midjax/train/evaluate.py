@@ -55,7 +55,8 @@ class Evaluator:
     """The evaluations of a run. Made once it is prepared; nothing has been written then.
 
     Raises:
-      what `run.check` raises; ValueError: two have one name, or a gate has nothing to compare with.
+      what `run.check` raises; ValueError: two have one name, a gate names no score, or it has
+        nothing to compare with.
     """
 
     def __init__(self, prepared: prepare_lib.Prepared, mesh: jax.sharding.Mesh) -> None:
@@ -80,17 +81,20 @@ class Evaluator:
         known = self._prepared.opened.tokenizer_hash
         inputs = run_lib.check(config, self._model, self._mesh, tokenizer_hash=known)
         asked = _Asked(evaluation=evaluation, config=config, inputs=inputs)
-        self._check_parent(asked)
+        if evaluation.comparison.gates:
+            self._check_gates(asked)
         return asked
 
-    def _check_parent(self, asked: _Asked) -> None:
+    def _check_gates(self, asked: _Asked) -> None:
+        """That the gates' names are scores, and the parent's result can be compared with."""
         evaluation, origin = asked.evaluation, self._prepared.origin
-        if evaluation.parent is not None:
-            pairing.read(asked.parent)  # or says that it is not there
+        known = run_lib.expected(asked.config, self._model, asked.inputs)
+        compare.check_names(pairing.scores_of(known), evaluation.comparison)
+        is_there = origin.kind == "own" and asked.parent.exists()
+        if evaluation.parent is not None or is_there:
+            pairing.check(pairing.read(asked.parent), known)  # which says if it is not there
             return
-        if not evaluation.comparison.gates or origin.kind not in ("own", "fresh"):
-            return
-        if origin.kind == "own" and asked.parent.exists():
+        if origin.kind not in ("own", "fresh"):
             return
         why = (
             "starts fresh, with nothing to forget"

@@ -235,6 +235,20 @@ def test_the_parent_may_be_a_result_of_midjax_eval(folder, forgetful):
     assert error.value.exit_code == 6
 
 
+def test_a_parent_that_was_measured_otherwise_is_refused_before_the_run(folder, forgetful):
+    parent = str(pathlib.Path(forgetful.run_dir) / "eval" / "held_out-start.json")
+    for changes, words in (
+        ({"domains": ("prose", "maths")}, "domain 'maths': the parent has no number of it"),
+        ({"row_tokens": 8}, "Eval.row_tokens: the parent has 16, now it is 8"),
+    ):
+        gate = gated("domain/prose/*", 0.1)
+        asked = tiny.held_out(folder, parent=parent, comparison=gate, **changes)
+        run = tiny.replace(forgetful, run_dir=str(folder / "otherwise"), evaluations=(asked,))
+        with pytest.raises(ValueError, match=f"step 0 .*held_out-start.json.*\n.*{words}"):
+            loop.run(run)
+        assert not (folder / "otherwise").exists()
+
+
 def test_what_cannot_be_measured_is_refused_before_the_run(folder):
     def refused(words, *evaluations, **changes):
         with pytest.raises(ValueError, match=words):
@@ -247,6 +261,12 @@ def test_what_cannot_be_measured_is_refused_before_the_run(folder):
     with pytest.raises(FileNotFoundError, match=r"no\.json does not exist"):
         lost = tiny.held_out(folder, comparison=gate, parent=str(folder / "no.json"))
         loop.run(tiny.train(folder, "refused", evaluations=(lost,)))
+    wrong = tiny.held_out(folder, comparison=gated("domain/prsoe/*", 0.1))
+    refused(
+        r"'domain/prsoe/\*' is no score; there are domain/prose/bits_per_byte, domain/code", wrong
+    )
+    other = compare.Comparison(gates=gate.gates, general=("task/*",))
+    refused(r"general = \('task/\*',\) names no score", tiny.held_out(folder, comparison=other))
     refused("exceeds the model's context of 16", tiny.held_out(folder, row_tokens=2 * tiny.T))
     run = only(folder, "run", "prose", steps=60)  # it ended, and began without gates
     with pytest.raises(ValueError, match=r"began without it: .*held_out-start.json is missing"):

@@ -74,7 +74,7 @@ def open_engine(settings: Settings) -> Any:
       ValueError, FileNotFoundError, CheckpointError: it can't be opened.
     """
     from midjax import opening
-    from midjax.evals import engine, likelihood, likelihood_tokens
+    from midjax.evals import engine, likelihood_tokens
     from midjax.model import sharding
 
     mesh = sharding.make(
@@ -89,16 +89,16 @@ def open_engine(settings: Settings) -> Any:
         weights=settings.weights,
         compute_dtype=settings.compute_dtype,  # type: ignore[arg-type]  # text of a command line
     )
-    scorer = likelihood.Scorer(
-        config=opened.model,
-        params=opened.params(mesh),
-        tokenizer=tokenizer,
-        jax_mesh=mesh if mesh.size > 1 else None,
+    return engine.of_model(
+        opened.model,
+        opened.params(mesh),
+        tokenizer,
+        likelihood_tokens.eos_ids(tokenizer_folder),
+        mesh,
+        batch_rows=settings.batch_rows,
         context_tokens=settings.context_tokens,
         batch_tokens=settings.batch_tokens,
     )
-    eos = likelihood_tokens.eos_ids(tokenizer_folder)
-    return engine.Engine(scorer=scorer, eos_ids=eos, batch_rows=settings.batch_rows)
 
 
 def generation(context: str, settings: Mapping[str, Any]) -> Any:

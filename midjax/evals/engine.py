@@ -7,9 +7,13 @@ generate                --batcher----->  texts
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
 
 from midjax import log
-from midjax.evals import batcher, generate, likelihood, requests, sampling
+from midjax.evals import batcher, generate, likelihood, likelihood_tokens, requests, sampling
+from midjax.model import architecture
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +65,7 @@ class Engine:
                 )
 
         def ended(grown: Mapping[int, Sequence[int]]) -> set[int]:
+            self.scorer.between()
             return {number for number, new in grown.items() if texts[number].has_stopped(new)}
 
         model = batcher.Model(
@@ -99,3 +104,25 @@ class Engine:
                 "cut off where they begin."
             )
         return found
+
+
+def of_model(
+    config: architecture.TransformerConfig,
+    params: Any,
+    tokenizer: likelihood_tokens.Tokenizer,
+    eos_ids: tuple[int, ...],
+    jax_mesh: jax.sharding.Mesh | None,
+    *,
+    batch_rows: int,
+    **scorer: Any,
+) -> Engine:
+    """An engine on the params where they lie.
+
+    Args:
+      scorer: further fields of `likelihood.Scorer`.
+    """
+    mesh = jax_mesh if jax_mesh is not None and jax_mesh.size > 1 else None
+    asked = likelihood.Scorer(
+        config=config, params=params, tokenizer=tokenizer, jax_mesh=mesh, **scorer
+    )
+    return Engine(scorer=asked, eos_ids=eos_ids, batch_rows=batch_rows)

@@ -17,7 +17,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -47,6 +47,7 @@ class Scorer:
         `sharding.without_context`.
       context_tokens: of longer texts the beginning is cut off; None is the config's.
       batch_tokens: places that are computed at once, on all devices together.
+      between: called between batches; what it raises ends the question.
       counts: what was done so far: "requests"; "tokens", which the requests' texts have; "places",
         which were computed for them, padding included; "cut requests" and "cut tokens", what was
         cut off at the left of texts that were too long.
@@ -58,6 +59,7 @@ class Scorer:
     jax_mesh: jax.sharding.Mesh | None = None
     context_tokens: int | None = None
     batch_tokens: int = 4096
+    between: Callable[[], None] = lambda: None
     counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
     def __post_init__(self) -> None:
@@ -142,6 +144,7 @@ class Scorer:
                 # The devices have the next batch before the host looks at what the last one gave.
                 waiting.append(given)
                 found += [_read(waiting.popleft())] if len(waiting) > 1 else []
+                self.between()
             found += map(_read, waiting)
         log.say(
             f"likelihood: {len(texts)} texts of {sum(len(text.ids) for text in texts)} tokens, "

@@ -23,7 +23,7 @@ Everything that can be known to be wrong is known before the model runs once.
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -31,7 +31,7 @@ import tokenizers
 
 from midjax import files, log
 from midjax.batches import shards, vocabulary
-from midjax.evals import batcher, generate, likelihood_tokens, loss, needle, record, suite
+from midjax.evals import batcher, engine, generate, likelihood_tokens, loss, needle, record, suite
 from midjax.evals.long import run as long_run
 from midjax.evals.recipe import Eval
 from midjax.model import architecture, context, hf_generation
@@ -60,6 +60,7 @@ def run(
     *,
     tokenizer_hash: str | None = None,
     inputs: Inputs | None = None,
+    between: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Computes the result, with the lines of "documents"; `write` puts it into the run.
 
@@ -69,14 +70,21 @@ def run(
       tokenizer_hash: of the tokenizer that the model was trained with, as its checkpoint says;
         None where that is not known, which leaves only the vocabulary's size to compare.
       inputs: what `check` gave, which may serve many times; None checks here.
+      between: called between batches; may raise, which ends the evaluation with nothing written.
     """
     if inputs is None:
         inputs = check(config, model_config, jax_mesh, tokenizer_hash=tokenizer_hash)
     asked = suite.Asked(tasks={}, groups={}, documents=[])
     if config.tasks and inputs.tasks:
-        eos_ids = _eos_ids(config)
-        model = suite.open_engine(
-            config.tasks, inputs.tasks, model_config, params, eos_ids, jax_mesh
+        model = engine.of_model(
+            model_config,
+            params,
+            inputs.tasks.tokenizer,
+            _eos_ids(config),
+            jax_mesh,
+            batch_rows=config.tasks.batch_rows,
+            batch_tokens=config.tasks.batch_tokens,
+            between=between,
         )
         asked = suite.run(config.tasks, inputs.tasks, model)
     return {
@@ -89,7 +97,7 @@ def run(
         "context_tokens": model_config.context_tokens,
         "compute_dtype": model_config.compute_dtype,
         "tokenizer_hash": inputs.tokenizer_hash,
-        **_of_texts(config, inputs, model_config, params, jax_mesh),
+        **_of_texts(config, inputs, model_config, params, jax_mesh, between),
         "samples": _samples(config, inputs, model_config, params, jax_mesh),
         "tasks": asked.tasks,
         "groups": asked.groups,
@@ -103,6 +111,7 @@ def _of_texts(
     model_config: architecture.TransformerConfig,
     params: Any,
     jax_mesh: jax.sharding.Mesh | None,
+    between: Callable[[], None],
 ) -> dict[str, Any]:
     """The parts of the result that token folders give."""
     if not inputs.sources:
@@ -110,6 +119,11 @@ def _of_texts(
     row_nll = loss.from_model(model_config, params, jax_mesh)
     domains = {}
     with log.Progress(f"eval {config.name}", _total_tokens(config, inputs)) as progress:
+
+        def advance(tokens: int, note: str = "") -> None:
+            progress.advance(tokens, note=note)
+            between()
+
         for name in config.domains:
             assert config.row_tokens is not None and config.batch_rows is not None
             domains[name] = loss.domain(
@@ -117,7 +131,7 @@ def _of_texts(
                 row_nll,
                 row_tokens=config.row_tokens,
                 batch_rows=config.batch_rows,
-                advance=functools.partial(progress.advance, note=name),
+                advance=functools.partial(advance, note=name),
             )
             domains[name]["content_hash"] = inputs.sources[name].manifest["content_hash"]
             if domains[name]["bits_per_byte"] is None:
@@ -125,16 +139,24 @@ def _of_texts(
         by_position = None
         if config.long:
             source = inputs.sources[config.long.source]
-            by_position = loss.by_position(source, row_nll, config.long, progress.advance)
+            by_position = loss.by_position(source, row_nll, config.long, advance)
         needles = None
         if config.needle and inputs.needle:
             score = needle.from_model(model_config, params, jax_mesh)
-            needles = needle.run(config.needle, inputs.needle, score, progress.advance)
+            needles = needle.run(config.needle, inputs.needle, score, advance)
         long_tasks = None
         if config.long_tasks and inputs.long_tasks:
-            asked = (config.long_tasks, inputs.long_tasks)
-            model = long_run.open_engine(*asked, model_config, params, _eos_ids(config), jax_mesh)
-            long_tasks = long_run.run(*asked, model, progress.advance)
+            model = engine.of_model(
+                model_config,
+                params,
+                inputs.long_tasks.tokenizer,
+                _eos_ids(config),
+                jax_mesh,
+                batch_rows=config.long_tasks.batch_rows,
+                context_tokens=config.long_tasks.context_tokens,
+                between=between,
+            )
+            long_tasks = long_run.run(config.long_tasks, inputs.long_tasks, model, advance)
     return {
         "domains": domains,
         "by_position": by_position,

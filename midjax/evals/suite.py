@@ -29,7 +29,6 @@ from midjax import files, log
 from midjax.evals import (
     engine,
     judges,
-    likelihood,
     likelihood_tokens,
     render,
     requests,
@@ -41,7 +40,6 @@ from midjax.evals.agents import asked
 from midjax.evals.metrics import scoring
 from midjax.evals.sandbox import run as sandboxes
 from midjax.evals.sandbox import selftest
-from midjax.model import architecture
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -179,27 +177,12 @@ def _tell_of_bos(config: Tasks, tokenizer: likelihood_tokens.Tokenizer) -> None:
         )
 
 
-def open_engine(
-    config: Tasks,
-    inputs: Inputs,
-    model_config: architecture.TransformerConfig,
-    params: Any,
-    eos_ids: tuple[int, ...],
-    jax_mesh: jax.sharding.Mesh | None,
-) -> engine.Engine:
-    """The model as `run` asks it; there is no second copy of its parameters."""
-    scorer = likelihood.Scorer(
-        config=model_config,
-        params=params,
-        tokenizer=inputs.tokenizer,
-        jax_mesh=jax_mesh if jax_mesh is not None and jax_mesh.size > 1 else None,
-        batch_tokens=config.batch_tokens,
-    )
-    return engine.Engine(scorer=scorer, eos_ids=eos_ids, batch_rows=config.batch_rows)
-
-
 def run(config: Tasks, inputs: Inputs, model: engine.Engine) -> Asked:
-    """Asks all tasks, one after the other."""
+    """Asks all tasks, one after the other.
+
+    Args:
+      model: from `engine.of_model`, with the tokenizer of `inputs`.
+    """
     found: dict[str, dict[str, Any]] = {}
     scores: dict[str, dict[str, Any]] = {}
     documents: list[dict[str, Any]] = []

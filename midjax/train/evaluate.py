@@ -8,7 +8,8 @@
 
 What an update computes does not depend on it. A line is there before the checkpoint of its update
 is, and lines after the checkpoint that a run goes on from are taken away when it does, so that the
-file has each evaluation once. One that was due at that checkpoint and is missing is made up for.
+file has each evaluation once. One that was due at that checkpoint and is missing, as when SIGTERM
+ended it between two batches, is made up for.
 
 Where a gate fails the run saves, says what was lost, and ends. The same command ends again, until
 the gate or the run is another one.
@@ -30,6 +31,7 @@ from midjax.train import evaluation as evaluation_lib
 from midjax.train import prepare as prepare_lib
 
 START = "start"
+Between = Callable[[], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,20 +132,24 @@ class Evaluator:
         if self._failed:
             raise self._error(step)
 
-    def begin(self, params: Any, journal: log.Journal) -> None:
-        """Measures the run's start; of a run that goes on, what was due there and is missing."""
+    def begin(self, params: Any, journal: log.Journal, between: Between) -> None:
+        """Measures the run's start; of a run that goes on, what was due there and is missing.
+
+        Args:
+          between: see `evals.run.run`; what it raises leaves an evaluation to be made up for.
+        """
         step, kind = self._prepared.first_step, self._prepared.origin.kind
         for asked in self._asked:
             if kind == "own" and self._is_due(asked, step) and not self._is_there(asked, step):
-                self._measure(asked, step, step, params, journal)
+                self._measure(asked, step, step, params, journal, between)
             elif kind not in ("own", "fresh"):
-                self._measure(asked, step, START, params, journal)
+                self._measure(asked, step, START, params, journal, between)
 
-    def after(self, step: int, params: Any, journal: log.Journal) -> bool:
-        """Measures what is due after an update; whether a gate failed."""
+    def after(self, step: int, params: Any, journal: log.Journal, between: Between) -> bool:
+        """Measures what is due after an update; whether a gate failed. `between` as of `begin`."""
         for asked in self._asked:
             if self._is_due(asked, step):
-                self._measure(asked, step, step, params, journal)
+                self._measure(asked, step, step, params, journal, between)
         return bool(self._failed)
 
     def is_due(self, step: int) -> bool:
@@ -189,7 +195,13 @@ class Evaluator:
         return bool(group.first("looking for an evaluation", look))
 
     def _measure(
-        self, asked: _Asked, step: int, at: int | str, params: Any, journal: log.Journal
+        self,
+        asked: _Asked,
+        step: int,
+        at: int | str,
+        params: Any,
+        journal: log.Journal,
+        between: Between,
     ) -> None:
         began = time.monotonic()
         found = run_lib.run(
@@ -199,6 +211,7 @@ class Evaluator:
             step,
             self._mesh,
             inputs=asked.inputs,
+            between=between,
         )
         scores, failures = record.scores(found), []
         if asked.evaluation.comparison.gates:

@@ -165,8 +165,12 @@ def _once(begun: Begun, stop: preemption.Stop) -> dict[str, Any]:
                 journal.event("goodput", **account.fields(final=True))
                 log.say(account.sentence())
         else:  # it may have been stopped between its last update and what was to follow
-            with jax.set_mesh(begun.mesh):
-                begun.evaluator.begin(begun.state.params, journal)
+            step = prepared.first_step
+            try:
+                with jax.set_mesh(begun.mesh):
+                    begun.evaluator.begin(begun.state.params, journal, stop.interrupt)
+            except preemption.CutShortError:
+                raise preemption.end(config.run_dir, journal, step, step) from None
             begun.evaluator.end_if_failed(prepared.first_step, journal, lambda: None)
         journal.event("end", step=prepared.total_steps)
     return row
@@ -287,12 +291,20 @@ def _whole(
 
 
 def _evaluated(
-    begun: Begun, step: int, params: Any, journal: log.Journal, recorder: metrics_lib.Recorder
+    begun: Begun,
+    step: int,
+    params: Any,
+    journal: log.Journal,
+    recorder: metrics_lib.Recorder,
+    stop: preemption.Stop,
 ) -> bool:
-    """Whether a gate failed, so that the run is to end."""
+    """Whether the run is to end: a gate failed, or SIGTERM came."""
     recorder.flush()  # the time of the update is not the evaluation's
     with begun.watch.measure("eval"):
-        return begun.evaluator.after(step, params, journal)
+        try:
+            return begun.evaluator.after(step, params, journal, stop.interrupt)
+        except preemption.CutShortError:
+            return True
 
 
 def _save(
@@ -332,8 +344,8 @@ def _loop(
         config.run_dir, timeline.tokens(prepared.total_steps), done_tokens=timeline.first_tokens
     )
     evaluator, compiled = begun.evaluator, set[int]()
-    with watch.measure("eval"):
-        evaluator.begin(state.params, journal)
+    with watch.measure("eval"), contextlib.suppress(preemption.CutShortError):  # seen below
+        evaluator.begin(state.params, journal, stop.interrupt)
     evaluator.end_if_failed(prepared.first_step, journal, store.wait)
     due, is_over = False, stop.reached(prepared.first_step)
     with contextlib.closing(batches), progress:
@@ -375,6 +387,10 @@ def _loop(
             # After what is saved: an evaluation takes its time, and may fail. A process that is to
             # end has none: the one that goes on makes up for it.
             if evaluator.is_due(step) and (step == last or not is_over):
-                if _evaluated(begun, step, state.params, journal, recorder) and not saved:
+                ends = _evaluated(begun, step, state.params, journal, recorder, stop)
+                if ends and not saved:
                     _save(begun, step, state, account, journal, recorder, store)
                 evaluator.end_if_failed(step, journal, store.wait)
+                if stop.has_interrupted:
+                    store.wait()
+                    raise preemption.end(config.run_dir, journal, step, store.newest_step())

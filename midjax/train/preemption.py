@@ -5,6 +5,8 @@ SIGTERM --> the update that is being made --Stop.reached--> a save, waited for -
 exit code 42: the same command goes on, bit for bit
 
 Of several processes one that gets it is enough: JAX makes all of them stop after the same update.
+An evaluation of one process alone stops between two batches, and is made up for; several, which
+would have to agree about the batch, finish theirs.
 A save in flight is waited for. More signals change nothing. Where the time does not suffice and the
 process is killed, the checkpoint that it was writing is never listed, and the one before it holds.
 """
@@ -26,15 +28,20 @@ class PreemptedError(Exception):
     is_everywhere = True  # as all processes stop at one step, none has to be told
 
 
+class CutShortError(Exception):
+    """What is being computed is to end now; the loop makes a `PreemptedError` of it."""
+
+
 class Stop:
     """Whether a run has been asked to end. Use as a context: inside, SIGTERM only asks.
 
     Attributes:
       is_asked: what `reached` said last; it stays so.
+      has_interrupted: `interrupt` has raised.
     """
 
     def __init__(self) -> None:
-        self.is_asked = self._is_signalled = False
+        self.is_asked = self.has_interrupted = self._is_signalled = False
         self._before: Any = None
 
     def __enter__(self) -> "Stop":
@@ -50,6 +57,16 @@ class Stop:
 
     def _note(self, *_: object) -> None:
         self._is_signalled = True
+
+    def interrupt(self) -> None:
+        """To be called between batches of an evaluation.
+
+        Raises:
+          CutShortError: the run was asked to end.
+        """
+        if self._is_signalled:
+            self.is_asked = self.has_interrupted = True
+            raise CutShortError
 
     def reached(self, step: int) -> bool:
         """Whether the run is to end after update `step`. Asked once for each update, in order."""

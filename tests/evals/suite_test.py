@@ -219,6 +219,36 @@ def test_documents_have_lines_whose_means_are_the_scores(made):
     assert len(values) == 4 and values.keys() == recorded.keys()
 
 
+def test_every_batch_can_be_the_last(made):
+    """Of likelihoods and of texts: what is called between batches may end it."""
+    config = suite.Tasks(data=str(made / "data"), names=(f"{made}/all.toml",), batch_rows=4)
+    inputs = suite.check(config, context_tokens=64, tokenizer_folder=str(made / "hf"))
+    called = []
+
+    class EnoughError(Exception):
+        pass
+
+    def between(most):
+        called.append(most)
+        if called.count(most) == most:
+            raise EnoughError
+
+    def run(most):
+        model = engine.of_model(
+            CONFIG, tiny_model.params(CONFIG), inputs.tokenizer, (), None,
+            batch_rows=4, batch_tokens=256, between=lambda: between(most),
+        )  # fmt: skip
+        suite.run(config, inputs, model)
+
+    run(0)
+    every = called.count(0)
+    assert every > 10  # more than one for each of three tasks
+    for most in (1, every):
+        with pytest.raises(EnoughError):
+            run(most)
+        assert called.count(most) == most
+
+
 def test_what_is_cut_and_left_out_is_counted(made):
     given = {"Eval__name": "cut", "Tasks__limit": 2, "Tasks__max_new_tokens": 12}
     assert asked(made, "ranked.toml written.toml", **given) == 0

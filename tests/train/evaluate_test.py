@@ -3,7 +3,9 @@
 
 import dataclasses
 import json
+import os
 import pathlib
+import signal
 
 import jax
 import numpy as np
@@ -154,6 +156,46 @@ def test_an_interrupted_run_has_each_line_once(folder, monkeypatch):
     assert [step for step, _ in numbers(asked)] == [3]  # SIGTERM leaves no time for it
     loop.run(asked)
     assert numbers(asked) == numbers(straight)
+
+
+def test_sigterm_ends_an_evaluation_between_two_batches(folder, monkeypatch):
+    """Before the first update, at an update that is saved for it, and at the end of the run."""
+    start = tiny.begin("anneal", run=str(folder / "run"), allow_lr_jump="a test")
+    straight = only(folder, "uncut", "code", steps=8, start=start)
+    straight = tiny.replace(straight, evaluations=(tiny.held_out(folder, every_steps=3),))
+    loop.run(straight)
+    assert [step for step, _ in numbers(straight)] == [0, 3, 6, 8]
+
+    cut = tiny.replace(straight, run_dir=str(folder / "cut"))
+    losses = loss.from_model
+    for whole, newest, lines in ((0, None, []), (2, 6, [0, 3]), (1, 8, [0, 3, 6])):
+        left, batches = [whole], []
+
+        def from_model(*given, left=left, batches=batches):
+            row_nll, is_last = losses(*given), left[0] == 0
+            left[0] -= 1
+
+            def signalled(batch):
+                batches.append(is_last)
+                if batches.count(True) == 2:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return row_nll(batch)
+
+            return signalled
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loss, "from_model", from_model)
+            with pytest.raises(preemption.PreemptedError) as error:
+                loop.run(cut)
+        assert batches.count(True) == 2 and error.value.exit_code == 42
+        saved = checkpoint.steps(cut.run_dir)
+        assert (saved[-1] if saved else None) == newest
+        assert [step for step, _ in numbers(cut)] == lines
+    loop.run(cut)
+    assert numbers(cut) == numbers(straight)
+    jax.tree.map(np.testing.assert_array_equal, state_of(cut), state_of(straight))
+    told = [e["saved_step"] for e in rows(cut, "events") if e["event"] == "preempted"]
+    assert told == [None, 6, 8]
 
 
 def test_what_is_due_is_saved_before_it_is_measured(folder, monkeypatch):

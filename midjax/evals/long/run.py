@@ -14,15 +14,13 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import jax
 import numpy as np
 import tokenizers
 
 from midjax import log
 from midjax.batches import shards
-from midjax.evals import engine, likelihood, likelihood_tokens, requests
+from midjax.evals import likelihood_tokens, requests
 from midjax.evals.long import haystack, prompts, questions, scores, tasks, tracking
-from midjax.model import architecture
 
 Advance = Callable[[int], None]
 
@@ -89,6 +87,11 @@ class LongTasks:
         """Of the tasks, groups resolved."""
         return tasks.named(self.tasks)
 
+    @property
+    def context_tokens(self) -> int:
+        """Of an engine that reads prompts whole, whatever the model's context is."""
+        return 2 * max(self.row_tokens)  # rows are of their length; none is cut
+
     def room(self, task: str) -> int:
         """Tokens for an answer."""
         return self.answer_tokens or tasks.TASKS[task].answer_tokens
@@ -151,25 +154,6 @@ def check(config: LongTasks, source: shards.TokenSource, tokenizer: tokenizers.T
     return Inputs(tokenizer=begun, prompts=made)
 
 
-def open_engine(
-    config: LongTasks,
-    inputs: Inputs,
-    model_config: architecture.TransformerConfig,
-    params: Any,
-    eos_ids: tuple[int, ...],
-    jax_mesh: jax.sharding.Mesh | None,
-) -> engine.Engine:
-    """The model as `run` asks it: it reads prompts whole, whatever its context is."""
-    scorer = likelihood.Scorer(
-        config=model_config,
-        params=params,
-        tokenizer=inputs.tokenizer,
-        jax_mesh=jax_mesh if jax_mesh is not None and jax_mesh.size > 1 else None,
-        context_tokens=2 * max(config.row_tokens),  # rows are of their length; none is cut
-    )
-    return engine.Engine(scorer=scorer, eos_ids=eos_ids, batch_rows=config.batch_rows)
-
-
 def _check_answers(
     task: str, made: Sequence[prompts.Prompt], tokenizer: likelihood_tokens.Tokenizer
 ) -> None:
@@ -206,7 +190,7 @@ def run(
 
     Args:
       inputs: from `check`.
-      model: must read contexts of the longest row without cutting them, see `open_engine`.
+      model: must read contexts of the longest row without cutting them, see `context_tokens`.
       advance: told the tokens of what was asked.
     """
     cells: list[dict[str, Any]] = []

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny_model
 
+from midjax.evals import engine as engines
 from midjax.evals import task_data
 from midjax.evals.long import run, tasks
 from midjax.model import transformer
@@ -185,7 +186,10 @@ def test_a_model_reads_rows_beyond_its_context(tmp_path, quick_compilation):
         context_tokens=64,
     )  # fmt: skip
     params = tiny_model.params(model, seed=3)
-    engine = run.open_engine(asked, inputs, model, params, (), None)
+    engine = engines.of_model(
+        model, params, inputs.tokenizer, (), None,
+        batch_rows=asked.batch_rows, context_tokens=asked.context_tokens,
+    )  # fmt: skip
     (cell,) = run.run(asked, inputs, engine)["cells"]
     assert engine.scorer.counts["cut requests"] == 0
     nats, letters = 0.0, 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The root `Eval`: what to measure, on which model. `run` measures it."""
+"""The root `Eval`: what to measure, on which model. `run` measures it; `Parts` is the what."""
 
 import dataclasses
 from typing import Literal
@@ -14,16 +14,10 @@ from midjax.model import architecture, sharding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Eval:
-    """What to measure on which checkpoint: text in token folders, tasks, or both.
+class Parts:
+    """What to measure, whatever the model: text in token folders, tasks, or both.
 
     Attributes:
-      name: of the result file.
-      run: run directory whose checkpoint is measured; or
-      folder: a Hugging Face folder.
-      output: where results of a Hugging Face folder are written, laid out as a run's.
-      step: completed updates of the run's checkpoint; None is the newest.
-      weights: "params", or "ema", the average that a run with `Train.ema` keeps of them.
       tasks: questions to answer; None asks none.
       tokens: folder that holds one token folder per source, text the model was not trained on;
         the parts below name folders in it.
@@ -35,6 +29,30 @@ class Eval:
       samples: prompts to continue, which begin as the first domain's documents do; None skips.
       needle: pass keys hidden in long text, which may exceed the model's context; None skips.
       long_tasks: RULER's tasks at any length, which may exceed the model's context; None skips.
+    """
+
+    tasks: Tasks | None = None
+    tokens: str | None = None
+    domains: tuple[str, ...] = ()
+    row_tokens: int | None = None
+    batch_rows: int | None = None
+    long: LongDocuments | None = None
+    samples: Samples | None = None
+    needle: Needles | None = None
+    long_tasks: LongTasks | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Eval(Parts):
+    """What to measure on which checkpoint; what is in `Parts`.
+
+    Attributes:
+      name: of the result file.
+      run: run directory whose checkpoint is measured; or
+      folder: a Hugging Face folder.
+      output: where results of a Hugging Face folder are written, laid out as a run's.
+      step: completed updates of the run's checkpoint; None is the newest.
+      weights: "params", or "ema", the average that a run with `Train.ema` keeps of them.
       tokenizer: folder with `tokenizer.json`, the one the tokens were made with; of a Hugging Face
         folder its own if None.
       compute_dtype: of matrix products; None is the run's, and float32 for a Hugging Face folder;
@@ -49,16 +67,7 @@ class Eval:
     folder: str | None = None
     output: str | None = None
     step: int | None = None
-    tasks: Tasks | None = None
-    tokens: str | None = None
-    domains: tuple[str, ...] = ()
-    row_tokens: int | None = None
-    batch_rows: int | None = None
-    long: LongDocuments | None = None
-    samples: Samples | None = None
     tokenizer: str | None = None
-    needle: Needles | None = None
-    long_tasks: LongTasks | None = None
     weights: Literal["params", "ema"] = "params"
     compute_dtype: architecture.Dtype | None = None
     comparison: Comparison = dataclasses.field(default_factory=Comparison)

@@ -58,6 +58,7 @@ def prepare(
     limit: int | None = None,
     online: bool = False,
     left_out: collections.Counter[str] | None = None,
+    noted: collections.Counter[str] | None = None,
 ) -> list[Instance]:
     """Reads the documents and the examples of a task, and renders them.
 
@@ -70,6 +71,7 @@ def prepare(
       limit: asks the first so many documents of each subset.
       online: as of `task_data.read`.
       left_out: as there; and those beyond the "limit".
+      noted: as of `instances`.
 
     Raises:
       task_data.MissingDataError: see there.
@@ -103,7 +105,9 @@ def prepare(
             sample=_ALL if whole else None,
             online=online,
         )
-    return instances(task, documents, pool=pool, texts=texts, shots=shots, variables=variables)
+    return instances(
+        task, documents, pool=pool, texts=texts, shots=shots, variables=variables, noted=noted
+    )
 
 
 def instances(
@@ -114,6 +118,7 @@ def instances(
     texts: Mapping[str, str] | None = None,
     shots: int | None = None,
     variables: Mapping[str, str] | None = None,
+    noted: collections.Counter[str] | None = None,
 ) -> list[Instance]:
     """Renders documents, in their order.
 
@@ -124,6 +129,8 @@ def instances(
       texts: subset -> text of `shots.file`.
       shots: another number of examples than the task's.
       variables: other texts than the task's `variables`.
+      noted: counts documents with "fewer examples" than the others: an example that is the question
+        itself is left out, as lm_eval does it, and none is drawn in its place.
 
     Raises:
       ValueError: a document does not fit the task's templates, its gold answer is none of the
@@ -142,7 +149,10 @@ def instances(
             before = text.partition(task.shots.after)[2] if task.shots.after else text
             before = before.rstrip("\n") + task.shots.joiner
         else:
-            shown = [rendering.example(example) for example in examples.of(document)]
+            own = examples.of(document)
+            if noted is not None and len(own) < examples.count:
+                noted["fewer examples"] += 1
+            shown = [rendering.example(example) for example in own]
             before = "".join(text + task.shots.joiner for text in shown)
         found.append(rendering.instance(document, fields, descriptions(fields) + before))
     return found
@@ -180,7 +190,7 @@ class _Examples:
     """Which documents stand before which."""
 
     def __init__(self, task: tasks.Task, pool: Sequence[task_data.Document], count: int) -> None:
-        self._task, self._count = task, count
+        self._task, self.count = task, count
         self._pool = {subset: _of(pool, subset) for subset in _subsets(pool)}
         self._listed = [
             task_data.Document(id=f"example {number}", subset="", fields=record)
@@ -195,23 +205,23 @@ class _Examples:
     def of(self, document: task_data.Document) -> list[task_data.Document]:
         """The examples of a document."""
         shots, subset = self._task.shots, document.subset
-        if not self._count:
+        if not self.count:
             return []
         if shots.take == "list":
-            if self._count > len(self._listed):
+            if self.count > len(self._listed):
                 raise ValueError(
-                    f"{self._task.name} lists {len(self._listed)} examples, {self._count} asked."
+                    f"{self._task.name} lists {len(self._listed)} examples, {self.count} asked."
                 )
             return self._listed
         pool = self._pool.get(subset, [])
-        wanted = self._count + self._same
+        wanted = self.count + self._same
         if len(pool) < wanted:
             raise ValueError(
                 f"{self._task.name}: the split {shots.split!r} has {len(pool)} documents of "
                 f"{subset or 'the task'}, and {wanted} are needed for the examples."
             )
         drawn = self._drawn(subset, pool, wanted)
-        return [example for example in drawn if example.fields != document.fields][: self._count]
+        return [example for example in drawn if example.fields != document.fields][: self.count]
 
     def _drawn(
         self, subset: str, pool: list[task_data.Document], wanted: int

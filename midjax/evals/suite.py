@@ -13,7 +13,7 @@
     documents  [{"task", "subset", "id", "scores": {metric: value}, ...}], see `task_rows`
 
 A number that is not finite is null. "counts" says what became of every document and prompt: `left
-out` by whom, prompts that were `cut` and by how many tokens, answers in which nothing was `found`.
+out` by whom, prompts with `fewer examples`, or `cut` and by how many tokens, `empty` answers.
 """
 
 import collections
@@ -96,11 +96,13 @@ class Prepared:
       task: with what `Tasks` changes of it.
       instances: what is asked.
       left_out: documents that are not, by whom.
+      noted: see `render.instances`.
     """
 
     task: tasks.Task
     instances: list[render.Instance]
     left_out: collections.Counter[str]
+    noted: collections.Counter[str]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -206,7 +208,12 @@ def run(config: Tasks, inputs: Inputs, model: engine.Engine) -> Asked:
             "primary": task.primary,
             **{key: score[key] for key in figures},
             "documents": len(instances),
-            "counts": {"left out": dict(one.left_out), **cut, **task_rows.counts(task, rows)},
+            "counts": {
+                "left out": dict(one.left_out),
+                **one.noted,
+                **cut,
+                **task_rows.counts(task, rows),
+            },
             "settings": {
                 **_settings(config, task, model.scorer.config.compute_dtype),
                 # Of the model's context only what was cut tells in the numbers.
@@ -301,7 +308,7 @@ def _all_prepared(
 
 
 def _prepared(config: Tasks, task: tasks.Task, sandbox: sandboxes.Sandbox | None) -> Prepared:
-    left_out = collections.Counter[str]()
+    left_out, noted = collections.Counter[str](), collections.Counter[str]()
     instances = render.prepare(
         task,
         config.data,
@@ -311,9 +318,10 @@ def _prepared(config: Tasks, task: tasks.Task, sandbox: sandboxes.Sandbox | None
         limit=config.limit,
         online=config.online,
         left_out=left_out,
+        noted=noted,
     )
     instances = asked.usable(task, instances, config.data, sandbox, left_out)
-    return Prepared(task=task, instances=instances, left_out=+left_out)
+    return Prepared(task=task, instances=instances, left_out=+left_out, noted=noted)
 
 
 def _check_context(

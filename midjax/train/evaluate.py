@@ -73,12 +73,11 @@ class Evaluator:
 
     def _check(self, evaluation: evaluation_lib.Evaluation) -> _Asked:
         train = self._prepared.config
-        own = ("every_steps", "parent", "comparison")
-        fields = [field.name for field in dataclasses.fields(evaluation) if field.name not in own]
+        parts = [field.name for field in dataclasses.fields(eval_recipe.Parts)]
         config = eval_recipe.Eval(
             run=train.run_dir,
             mesh=train.mesh,
-            **{name: getattr(evaluation, name) for name in fields},
+            **{name: getattr(evaluation, name) for name in ("name", "tokenizer", *parts)},
         )
         known = self._prepared.opened.tokenizer_hash
         inputs = run_lib.check(config, self._model, self._mesh, tokenizer_hash=known)

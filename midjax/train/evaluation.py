@@ -4,16 +4,12 @@
 import dataclasses
 
 from midjax.evals import compare
-from midjax.evals.generate import Samples
-from midjax.evals.long.run import LongTasks
-from midjax.evals.loss import LongDocuments
-from midjax.evals.needle import Needles
-from midjax.evals.suite import Tasks
+from midjax.evals import recipe as eval_recipe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What is measured every so many updates, and after the last one.
+class Evaluation(eval_recipe.Parts):
+    """What is measured, see `evals.recipe.Parts`, every so many updates and after the last one.
 
     A run that starts from a checkpoint is measured before its first update too.
 
@@ -24,22 +20,12 @@ class Evaluation:
         run's own start, under the recipe's model. Give it where that model is another one than the
         parent's, as where the context is extended.
       comparison: how, and how much may be lost.
-      tokenizer, tokens, domains, row_tokens, batch_rows, long, samples, needle, tasks,
-        long_tasks: see `evals.recipe.Eval`.
+      tokenizer: folder with `tokenizer.json`, the run's own.
     """
 
     name: str
     every_steps: int
     tokenizer: str
-    tokens: str | None = None
-    domains: tuple[str, ...] = ()
-    row_tokens: int | None = None
-    batch_rows: int | None = None
-    long: LongDocuments | None = None
-    samples: Samples | None = None
-    needle: Needles | None = None
-    tasks: Tasks | None = None
-    long_tasks: LongTasks | None = None
     parent: str | None = None
     comparison: compare.Comparison = dataclasses.field(default_factory=compare.Comparison)
 

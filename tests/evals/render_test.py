@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rendered requests against those that OLMES and lm_eval made of the same documents."""
 
+import collections
 import gzip
 import json
 import pathlib
@@ -124,6 +125,16 @@ def test_a_question_is_not_its_own_example_where_the_split_is_the_same(tmp_path)
         ["q0", "q2", "q1"],
         ["q0", "q1", "q2"],
     ]
+
+
+def test_an_example_that_is_lost_is_counted(tmp_path):
+    """A question that another split holds too, as its first example."""
+    shots = '\n[shots]\ncount = 1\nsplit = "train"\ntake = "first"\n'
+    noted = collections.Counter()
+    mine = a_task(tmp_path, CHOICE + shots)
+    found = render.instances(mine, questions(3), pool=questions(2), noted=noted)
+    assert [shown(instance) for instance in found] == [["q0"], ["q0", "q1"], ["q0", "q2"]]
+    assert noted == {"fewer examples": 1}
 
 
 def test_nor_where_another_split_is_asked(tmp_path):

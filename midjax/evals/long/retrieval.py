@@ -10,7 +10,7 @@ import dataclasses
 import random
 import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 from midjax.evals.long import draft, haystack
@@ -79,9 +79,7 @@ def make(task: Needles, text: haystack.Haystack, sample: int, name: str) -> draf
     """
     rng = draft.generator(name, "needles")
     taken: set[str] = set()
-    new_key, new_value = (
-        draft.distinct(_drawing(kind, rng, text), taken) for kind in (task.keys, task.values)
-    )
+    new_key, new_value = _new(task, text, rng, taken)
     keys = [next(new_key) for _ in range(task.key_count)]
     values = [[next(new_value) for _ in range(task.value_count)] for _ in keys]
     asked = rng.sample(range(task.key_count), task.query_count)
@@ -90,7 +88,10 @@ def make(task: Needles, text: haystack.Haystack, sample: int, name: str) -> draf
     rng.shuffle(needles)
     references = tuple(value for key in asked for value in values[key])
     before, after = _question(task, [keys[key] for key in asked])
-    stack, characters = _STACKS[task.stack](task, text, sample, needles, name, taken)
+    hidden_in = _Sample(
+        task=task, text=text, number=sample, needles=needles, name=name, taken=taken
+    )
+    stack, characters = _STACKS[task.stack](hidden_in)
 
     def beside(rendered: str) -> list[str]:
         within = rendered[len(before) : len(rendered) - len(after)]
@@ -123,6 +124,16 @@ def _question(task: Needles, keys: Sequence[str]) -> tuple[str, str]:
     return before.format(kind=kind), after.format(kind=kind, query=query)
 
 
+def _new(
+    task: Needles, text: haystack.Haystack, rng: random.Random, taken: set[str]
+) -> tuple[Iterator[str], Iterator[str]]:
+    """Keys and values that are not yet `taken`, without end."""
+    key, value = (
+        draft.distinct(_drawing(kind, rng, text), taken) for kind in (task.keys, task.values)
+    )
+    return key, value
+
+
 def _drawing(kind: str, rng: random.Random, text: haystack.Haystack) -> Callable[[], str]:
     if kind == "numbers":
         return lambda: str(rng.randrange(10**6, 10**7))
@@ -137,41 +148,40 @@ def _drawing(kind: str, rng: random.Random, text: haystack.Haystack) -> Callable
 _Stack = tuple[Callable[[int, int, str], str], int]
 
 
-def _noise(
-    task: Needles,
-    text: haystack.Haystack,
-    sample: int,
-    needles: Sequence[str],
-    name: str,
-    taken: set[str],
-) -> _Stack:
-    rng = draft.generator(name, "places")
-    places = [rng.random() for _ in needles]
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Sample:
+    """What is hidden; `taken` are the keys and values that are in use, for `_new`."""
+
+    task: Needles
+    text: haystack.Haystack
+    number: int
+    needles: Sequence[str]
+    name: str
+    taken: set[str]
+
+
+def _noise(sample: _Sample) -> _Stack:
+    rng = draft.generator(sample.name, "places")
+    places = [rng.random() for _ in sample.needles]
     more = ("\n" + NOISE) * _MORE
 
     def stack(units: int, size: int, tail: str) -> str:
-        return "\n".join(draft.spread(needles, places, [NOISE] * units)) + more[:size] + tail
+        return "\n".join(draft.spread(sample.needles, places, [NOISE] * units)) + more[:size] + tail
 
     return stack, len(more)
 
 
-def _essay(
-    task: Needles,
-    text: haystack.Haystack,
-    sample: int,
-    needles: Sequence[str],
-    name: str,
-    taken: set[str],
-) -> _Stack:
-    depths = sorted(draft.generator(name, "places").sample(_DEPTHS, len(needles)))
-    words = draft.Endless(text.words(sample))
+def _essay(sample: _Sample) -> _Stack:
+    places = draft.generator(sample.name, "places")
+    depths = sorted(places.sample(_DEPTHS, len(sample.needles)))
+    words = draft.Endless(sample.text.words(sample.number))
 
     def stack(units: int, size: int, tail: str) -> str:
         known = words.first(units + _FILLING_WORDS)
         ends = _sentence_ends(known[:units])
         found: list[str] = []
         at = 0
-        for depth, needle in zip(depths, needles, strict=True):
+        for depth, needle in zip(depths, sample.needles, strict=True):
             end = ([0, *ends])[int(len(ends) * depth)]
             found += [*known[at:end], needle]
             at = end
@@ -192,26 +202,16 @@ def _sentence_ends(words: Sequence[str]) -> list[int]:
     return ends
 
 
-def _others(
-    task: Needles,
-    text: haystack.Haystack,
-    sample: int,
-    needles: Sequence[str],
-    name: str,
-    taken: set[str],
-) -> _Stack:
-    places = draft.generator(name, "places")
-    at = [places.random() for _ in needles]
-    rng = draft.generator(name, "others")
-    key, value = (
-        draft.distinct(_drawing(kind, rng, text), taken) for kind in (task.keys, task.values)
-    )
-    others = draft.Endless(_needle(task, *pair) for pair in zip(key, value, strict=False))
+def _others(sample: _Sample) -> _Stack:
+    places, task = draft.generator(sample.name, "places"), sample.task
+    at = [places.random() for _ in sample.needles]
+    new = _new(task, sample.text, draft.generator(sample.name, "others"), sample.taken)
+    others = draft.Endless(_needle(task, *pair) for pair in zip(*new, strict=False))
 
     def stack(units: int, size: int, tail: str) -> str:
         known = others.first(units + _MORE)
         more = "".join("\n" + one for one in known[units:])
-        return "\n".join(draft.spread(needles, at, known[:units])) + more[:size] + tail
+        return "\n".join(draft.spread(sample.needles, at, known[:units])) + more[:size] + tail
 
     return stack, len(_needle(task, "", "")) * _MORE
 

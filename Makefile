@@ -19,7 +19,7 @@ asked = $(if $(filter-out file,$(origin PYTHON)),$(call version,$(PYTHON)))
 installed = $(call version,$(BIN)/python)
 
 .PHONY: help demo test soak lint bench-data bench-eval bench-import bench-long-context bench-low-precision bench-train bench-tpu bench-tpu-short \
-  plan-memory plan-published check-launch check-lm-eval pods clean check-python
+  plan-memory plan-published plan-search check-launch check-lm-eval pods clean check-python
 .DEFAULT_GOAL := help
 
 help:
@@ -34,6 +34,7 @@ help:
 	@echo "make bench-long-context   memory of Llama-3.1-8B at 131,072 tokens, by the TPU's compiler"
 	@echo "make bench-low-precision  which products a TPU computes in 8 bits, by its compiler"
 	@echo "make plan-memory          does the TPU's compiler run out of memory where midjax plan says so"
+	@echo "make plan-search          does midjax plan --search find the best of a grid that is compiled whole"
 	@echo "make plan-published       what midjax plan says of runs whose utilisation others have published"
 	@echo "make bench-train          the train step against Levanter, MaxText and PyTorch; start-up; the loop"
 	@echo "make bench-tpu            the train step on TPU slices against MaxText's, by the TPU's compiler; two hours"
@@ -83,6 +84,9 @@ bench-low-precision: $(STAMPS)/tpu
 
 plan-memory: $(STAMPS)/tpu
 	$(BIN)/python tests/bench/plan_memory.py
+
+plan-search: $(STAMPS)/tpu
+	$(BIN)/python tests/bench/plan_search.py
 
 plan-published: $(STAMPS)/tpu
 	$(BIN)/python tests/bench/plan_published.py

@@ -167,7 +167,7 @@ def _one_device(
     if kernel == "blocked":
         places_T = jnp.arange(q_BTNH.shape[1])
         return _blocked(options, 1, places_T, q_BTNH, k_BTKH, v_BTKH, segments_BT, segments_BT)
-    made = _splash(kernel, options, q_BTNH, 1, 1)
+    made = _splash(kernel, options, q_BTNH, k_BTKH, 1, 1)
     return splash.attend(made, q_BTNH, k_BTKH, v_BTKH, segments_BT, segments_BT, options.scale)
 
 
@@ -194,7 +194,7 @@ def _on_mesh(
     whole = keys[2] is None and tensor > 1
     made, parts = None, None
     if kernel != "blocked":
-        made = _splash(kernel, options, q_BTNH, shards, tensor)
+        made = _splash(kernel, options, q_BTNH, k_BTKH, shards, tensor)
         parts = made.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, rows[1])))
 
     def part(made, q_BTNH, k_BTKH, v_BTKH, segments_BT):  # type: ignore[no-untyped-def]
@@ -292,14 +292,21 @@ def _splash(
     kernel: architecture.AttentionKernel,
     options: Options,
     q_BTNH: Float[Array, "B T N H"],
+    k_BTKH: Float[Array, "B T K H"],
     shards: int,
     tensor: int,
 ) -> splash.kernel_lib.SplashAttentionKernel:
     _, length, heads, head_dim = q_BTNH.shape
+    kv_heads = k_BTKH.shape[2]
+    if kv_heads % tensor:
+        # Every device takes out of all of them those that it uses.
+        share, group = heads // tensor, heads // kv_heads
+        kv_heads = tensor * (share // math.gcd(share, group))
     return splash.kernel(
         tokens=length,
         shards=shards,
         heads=heads // tensor,
+        kv_heads=kv_heads // tensor,
         head_dim=head_dim,
         itemsize=q_BTNH.dtype.itemsize,
         window_tokens=options.window_tokens,

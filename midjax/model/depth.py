@@ -102,7 +102,7 @@ def fold(
 
         def take(name: str) -> Array:
             taken[name] += 1
-            return pieces[name][taken[name] - 1]
+            return pieces[name][taken[name] - 1] if name in several else pieces[name]
 
         for layer in range(first, first + period):
             carry, here = step(layer, carry, take)
@@ -114,13 +114,17 @@ def fold(
         carry, found = alone(layer, carry)
         parts += [_stacked(found)] if found else []
     end = first + period * repeats
-    pieces = {}
+    pieces, several = {}, set()
     for name, having in members.items():
         begin = sum(layer < first for layer in having)
         inside = sum(first <= layer < end for layer in having)
         if inside:
-            stack = stacks[name][begin : begin + inside]
-            pieces[name] = stack.reshape(repeats, inside // repeats, *stack.shape[1:])
+            pieces[name] = stacks[name][begin : begin + inside]
+        # What the loop is given is at hand for the backward pass; of a part of it there would be
+        # a second stack.
+        if inside > repeats:
+            several.add(name)
+            pieces[name] = pieces[name].reshape(repeats, inside // repeats, *pieces[name].shape[1:])
     carry, of_blocks = jax.lax.scan(block, carry, pieces, unroll=repeats if flat(config) else 1)
     if of_blocks is not None:
         parts.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), of_blocks))

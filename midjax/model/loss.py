@@ -58,6 +58,8 @@ def token_losses(
     if not fsdp.applies():
         return _in_chunks(config, head, hidden_BTD, targets_BT)
     axes, dtype = transformer.head_axes(config), config.head_dtype or config.compute_dtype
+    # Of the backward pass: the whole gradient of the head is not kept beside the layers'.
+    hidden_BTD, head = jax.lax.optimization_barrier((hidden_BTD, head))
 
     def on_rows(hidden_BTD: Array, part: dict[str, Array], targets_BT: Array) -> Any:
         # Once for all chunks; their gradients are added up in float32 before they travel.

@@ -16,7 +16,7 @@ import jax
 from jax.extend import core
 
 # Sums of more terms are left to the compiler: an addition each would be a long program.
-_MOST_TERMS = 16
+_MOST_TERMS = 64
 # And those of small arrays, which take no time: elements of a term.
 _LEAST_ELEMENTS = 1 << 16
 

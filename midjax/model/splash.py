@@ -29,10 +29,11 @@ LANES = 128
 # default limit on scoped VMEM. Rows fill whole registers: a head of 64 counts as one of 128.
 LONGEST_BLOCK = ((256, 1024), (512, 512), (1024, 256))
 # The fused backward does five products instead of seven, and writes one gradient of the queries
-# per block of keys, to be summed afterwards. With at most so many blocks the sums cost less time
-# than it saves. Where blocks of one size would be many, those of twice the size are taken: they
-# fit VMEM too, and compute a little more behind the mask.
-_FEW_KEY_BLOCKS, _MOST_KEY_BLOCKS = 4, 16
+# per block of keys, to be summed afterwards: a tenth of the time it saves, at any length, but much
+# memory. So where blocks of one size would be many, those of twice the size are taken: they fit
+# VMEM too, and compute a little more behind the mask. And where the gradients would take more than
+# so many times the queries' memory, heads are computed in groups, one after the other.
+_FEW_KEY_BLOCKS, _MOST_GRADIENTS = 4, 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,12 +116,19 @@ def block(length: int, longest: int) -> int:
 
 
 def block_sizes(
-    queries: int, keys: int, *, head_dim: int, itemsize: int, window_tokens: int | None
+    queries: int,
+    keys: int,
+    *,
+    kv_heads: int,
+    head_dim: int,
+    itemsize: int,
+    window_tokens: int | None,
 ) -> kernel_lib.BlockSizes:
     """The blocks of a call.
 
     Args:
       queries, keys: lengths, multiples of 128.
+      kv_heads: of a shard.
       head_dim, itemsize: H, and bytes per number.
       window_tokens: blocks longer than the window would be mostly masked.
 
@@ -139,7 +147,7 @@ def block_sizes(
         longest = min(longest, max(2 * LANES, _padded(window_tokens)))
     q, kv = block(queries, longest), block(keys, longest)
     fused_kv = _fused_block(keys, kv)
-    fused = window_tokens is None and keys // fused_kv <= _MOST_KEY_BLOCKS
+    fused = window_tokens is None and _groups(keys // fused_kv, kv_heads) is not None
     return kernel_lib.BlockSizes(
         block_q=q,
         block_kv=kv,
@@ -159,12 +167,19 @@ def _fused_block(keys: int, computed: int) -> int:
     return computed if few or keys % (2 * computed) else 2 * computed
 
 
+def _groups(key_blocks: int, kv_heads: int) -> int | None:
+    """In how many groups of heads the fused backward is done; None where none are small enough."""
+    few = (n for n in range(1, kv_heads + 1) if kv_heads % n == 0)
+    return next((n for n in few if key_blocks <= n * _MOST_GRADIENTS), None)
+
+
 @functools.lru_cache(maxsize=16)
 def kernel(
     *,
     tokens: int,
     shards: int,
     heads: int,
+    kv_heads: int,
     head_dim: int,
     itemsize: int,
     window_tokens: int | None,
@@ -180,7 +195,7 @@ def kernel(
     Args:
       tokens: T of the whole row.
       shards: of the context axis; the arrays of all of them lie one after the other.
-      heads: query heads of a shard.
+      heads, kv_heads: of a shard.
       head_dim, itemsize, window_tokens: see `block_sizes`.
       softcap: c in c * tanh(score / c), or None.
       name: under which remat policies find the results.
@@ -188,7 +203,12 @@ def kernel(
     """
     queries, keys = _padded(tokens // shards), _padded(tokens)
     sizes = block_sizes(
-        queries, keys, head_dim=head_dim, itemsize=itemsize, window_tokens=window_tokens
+        queries,
+        keys,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        itemsize=itemsize,
+        window_tokens=window_tokens,
     )
     one = Mask(
         tokens=tokens, shards=shards, queries=queries, keys=keys, window_tokens=window_tokens
@@ -245,9 +265,22 @@ def attend(
     q_BNTH = _pad(q_BTNH, "edge").swapaxes(1, 2)
     k_BKSH, v_BKSH = (_pad(x, "constant").swapaxes(1, 2) for x in (k_BSKH, v_BSKH))
     segments = kernel_lib.SegmentIds(_pad(segments_BT, "edge"), _pad(segments_BS, "constant"))
-    called = partial_sums.gradient(_by_row)
-    out_BNTH: Any = called((made, segments), q_BNTH, k_BKSH, v_BKSH)
+    called = functools.partial(partial_sums.gradient(_by_row), (made, segments))
+    # The mask is the same for all heads, so that the kernel takes any number of them. Written out:
+    # a loop would copy what it takes and what it gives.
+    groups = _groups_of(made, k_BKSH)
+    pieces = zip(*(jnp.split(x, groups, axis=1) for x in (q_BNTH, k_BKSH, v_BKSH)), strict=True)
+    out_BNTH = jnp.concatenate([called(*piece) for piece in pieces], axis=1)
     return out_BNTH.swapaxes(1, 2)[:, :length]
+
+
+def _groups_of(made: kernel_lib.SplashAttentionKernel, k_BKSH: jax.Array) -> int:
+    sizes = made.kwargs["block_sizes"]
+    if not sizes.use_fused_bwd_kernel:
+        return 1
+    groups = _groups(k_BKSH.shape[2] // sizes.block_kv_dkv, k_BKSH.shape[1])
+    assert groups is not None  # or `block_sizes` would not have fused it
+    return groups
 
 
 def _by_row(constant: tuple, q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array) -> Any:

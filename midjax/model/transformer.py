@@ -29,6 +29,7 @@ from midjax.model import (
     architecture,
     depth,
     documents,
+    embedding,
     fsdp,
     layers,
     moe,
@@ -236,9 +237,11 @@ def embedded(
         tokens_BT = sharding.constrain(tokens_BT, ("copy_batch", None))
     else:
         table_VD = sharding.constrain(table_VD, ("vocab", None))
-    x_BTD = jnp.take(table_VD, tokens_BT, axis=0).astype(config.compute_dtype)
     if by_width:
+        x_BTD = embedding.rows(table_VD, tokens_BT).astype(config.compute_dtype)
         x_BTD = sharding.constrain(x_BTD, ("copy_batch", None, "embed"))
+    else:
+        x_BTD = jnp.take(table_VD, tokens_BT, axis=0).astype(config.compute_dtype)
     if config.embed_scale is not None:
         x_BTD = x_BTD * jnp.asarray(config.embed_scale, x_BTD.dtype)
     return sharding.constrain(x_BTD, ("batch", "length", None))

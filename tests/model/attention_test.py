@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding
 
-from midjax.model import attention, context, sharding
+from midjax.model import attention, context, sharding, splash
 
 PLAIN = {"scale": 0.35, "window_tokens": None, "softcap": None}
 KERNELS = ["blocked", "splash_interpret"]
@@ -115,6 +115,28 @@ def test_splash_equals_reference_with_gradients(heads, kv_heads, length, window,
     case = (q, k, v, documents(1, length, seed=length))
     options = {"scale": 0.35, "window_tokens": window, "softcap": softcap}
     same(outcome("splash_interpret", *case, **options), outcome("reference", *case, **options))
+
+
+# Three blocks of keys: six query heads and their key heads all at once, or a key head at a time.
+@pytest.mark.parametrize("most, groups", [(3, 1), (2, 3), (1, 3)])
+def test_heads_in_groups_equal_reference_with_gradients(monkeypatch, most, groups):
+    monkeypatch.setattr(splash, "LONGEST_BLOCK", ((512, 128),))
+    monkeypatch.setattr(splash, "_FEW_KEY_BLOCKS", 3)
+    monkeypatch.setattr(splash, "_MOST_GRADIENTS", most)
+    splash.kernel.cache_clear()
+    q, k, v = inputs(2, 384, 6, 3, 16)
+    segments = documents(2, 384)
+
+    def total(q):
+        return attend("splash_interpret", q, k, v, segments, **PLAIN).sum()
+
+    try:
+        found = outcome("splash_interpret", q, k, v, segments, **PLAIN)
+        backward = kernels_in(jax.grad(total), q)
+    finally:
+        splash.kernel.cache_clear()
+    same(found, outcome("reference", q, k, v, segments, **PLAIN))
+    assert backward["dkv"] == groups and backward["dq"] == 0
 
 
 @pytest.mark.parametrize("kernel", ["reference", *KERNELS])

@@ -51,3 +51,18 @@ def test_long_models_are_loops():
     assert depth.flat(tiny_model.config(layers=8))
     assert not depth.flat(tiny_model.config(layers=9))
     assert not depth.flat(tiny_model.config(layers=8, remat="full"))
+
+
+def test_no_second_stack_of_weights_is_kept_for_the_backward_pass():
+    """The loop over layers gives back what their backward pass needs; the weights are at hand."""
+    config = tiny_model.config(layers=10, remat="full")
+    params, rows = tiny_model.params(config), tiny_model.rows(2, 16)
+
+    def total(params):
+        return transformer.hidden(config, params, *rows).astype(jnp.float32).sum()
+
+    program = jax.make_jaxpr(jax.grad(total))(params).jaxpr
+    forward = next(eqn for eqn in program.eqns if eqn.primitive.name == "scan")
+    stacks = {leaf.shape for leaf in params["layers"].values()}
+    assert not [v.aval.shape for v in forward.outvars if v.aval.shape in stacks]
+    assert (10, 2, 16, config.dim) in [v.aval.shape for v in forward.outvars]

@@ -76,9 +76,9 @@ def test_other_lengths_are_refused(length):
         splash.block(length, 1024)
 
 
-def blocks(keys, head_dim=128, itemsize=2, window=None):
+def blocks(keys, head_dim=128, itemsize=2, window=None, kv_heads=1):
     return splash.block_sizes(
-        8192, keys, head_dim=head_dim, itemsize=itemsize, window_tokens=window
+        8192, keys, kv_heads=kv_heads, head_dim=head_dim, itemsize=itemsize, window_tokens=window
     )
 
 
@@ -102,13 +102,17 @@ def test_backward_is_fused_while_key_blocks_are_few():
     assert blocks(8192).block_kv_dkv_compute == 1024
     assert blocks(32_768).use_fused_bwd_kernel
     assert not blocks(65_536).use_fused_bwd_kernel and blocks(65_536).block_q_dq == 1024
+    # In groups of heads: each writes as much in gradients as a shorter row's heads together.
+    assert blocks(65_536, kv_heads=2).use_fused_bwd_kernel
+    assert blocks(131_072, kv_heads=8).use_fused_bwd_kernel
+    assert not blocks(131_072, kv_heads=3).use_fused_bwd_kernel
     assert not blocks(4096, window=2048).use_fused_bwd_kernel
 
 
 def test_a_kernel_of_a_long_row_is_small_and_on_the_host():
     made = splash.kernel(
-        tokens=131_072, shards=16, heads=32, head_dim=128, itemsize=2, window_tokens=None,
-        softcap=None, name="x", interpret=False,
+        tokens=131_072, shards=16, heads=32, kv_heads=8, head_dim=128, itemsize=2,
+        window_tokens=None, softcap=None, name="x", interpret=False,
     )  # fmt: skip
     leaves = jax.tree.leaves(made)
     assert leaves and all(isinstance(leaf, np.ndarray) for leaf in leaves)

@@ -125,7 +125,7 @@ _8B = {
 CASES = {
     "1B on v5e-16": Case(
         slice="v5e-16", rows=32, tokens=2048, mesh=_fsdp(),
-        model=_llama(**_ONE_B, remat="save_projections", loss_chunk_tokens=1024),
+        model=_llama(**_ONE_B, remat="save_projections", loss_chunk_tokens=512),
         maxtext=(*_MAXTEXT_ONE_B, "remat_policy=minimal"),
         maxtext_flags={
             "published": PUBLISHED, "ours": _ours("v5e"), "no rings": PUBLISHED | _NO_RINGS,

@@ -317,7 +317,12 @@ def _judged(gate: Gate, row: Mapping[str, Any]) -> dict[str, Any]:
         "worst_case": ends and ends[1],
     }[gate.must_hold_for]
     why = ""
-    if loss is None:
+    if loss is None and gate.must_hold_for == "best_case" and change is not None:
+        loss = (
+            change  # at best even less is lost: where a gain may be without bounds, it has no end
+        )
+        why = "" if loss <= gate.largest_loss else "at best it is not known"
+    elif loss is None:
         why = "it is not known" + row.get("unknown", "")
     elif loss > gate.largest_loss:
         why = f"it is above {_amount(gate.largest_loss, gate.of)}"

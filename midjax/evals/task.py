@@ -120,6 +120,11 @@ class Task:
                 f"pass@{most} needs as many samples, and generate.samples is "
                 f"{self.generate.samples}."
             )
+        if self.kind == "choice" and self.generate is not None:
+            raise ValueError(
+                'A task of kind "choice" ranks its choices and writes nothing: leave out [generate], '
+                'or of a base without = ["generate"].'
+            )
         if self.kind == "agent" and self.generate is not None:
             self._check_agent(self.generate)
         uncond = [metric for metric in self.metrics if metric.name == "acc_uncond"]

@@ -166,6 +166,18 @@ def test_where_the_parent_has_nothing_nothing_is_lost(now, case):
     assert [g["passed"] for g in found["gates"]] == [False, True]
 
 
+@pytest.mark.parametrize(("right", "passed"), [(5, True), (1, False)])
+def test_a_gain_without_bounds_is_no_loss_at_best(right, passed):
+    """Of three right answers a resample may have none, and the ratio to it no end."""
+    parent = measured("parent", {"old": 1.0}, answers=[1.0] * 3 + [0.0] * 9, primary="acc")
+    answers = [0.0] * (12 - right) + [1.0] * right
+    now = measured("now", {"old": 1.0}, answers=answers, primary="acc")
+    asked = settings(gates=(gate("task/quiz/acc", 0.1, must_hold_for="best_case"),))
+    (found,) = compare.compare(parent, now, asked)["gates"]
+    assert found["interval"][0] is None and found["passed"] == passed
+    assert found["loss"] == pytest.approx(1 - right / 3)
+
+
 def _unknown(model):
     """The same, whose first right or wrong answer is not finite."""
     first, *rest = model.documents["quiz"]

@@ -50,7 +50,8 @@ def test_the_survey_is_covered():
     others = (
         "triviaqa naturalqs bbh gsm8k gsm8k_selection gsm8k_held_out math drop scrolls "
         "scrolls_narrative_qa humaneval mbpp infilling humanevalfix cruxeval bfcl arc_easy_harness "
-        "boolq_harness mmlu_harness gsm8k_harness bbh_harness"
+        "boolq_harness mmlu_harness gsm8k_harness bbh_harness os_tasks "
+        "toolbench_steps toolbench_episodes"
     )
     assert set(others.split()) <= names
     assert len(task.load("mmlu_rc").subsets) == 57 and len(task.load("bbh").subsets) == 27
@@ -92,6 +93,22 @@ def test_wrong_files_are_refused(tmp_path, old, new, message):
     assert old in GOOD
     with pytest.raises(fields.ConfigError, match=message):
         task.load(write(tmp_path, GOOD.replace(old, new, 1)))
+
+
+@pytest.mark.parametrize(
+    ("name", "over", "message"),
+    [
+        ("arc_easy_rc", "[generate]\nstop = []\nmax_new_tokens = 5", "writes nothing: leave out"),
+        ("os_tasks", 'without = ["fields"]', "needs fields.turns"),
+        ("os_tasks", "[shots]\ncount = 1\ntake = 'first'\nsplit = 'x'", "neither shots nor"),
+        ("os_tasks", 'prompt = "{{turns}} {{description}}"', r"only; it has \['description'\]"),
+        ("os_tasks", "[agent]\nrounds = 0", "agent.rounds must be 1 or more, got 0"),
+        ("os_tasks", '[agent]\nscripts = ""', "agent.scripts is the scripts' folder of os_tasks"),
+    ],
+)
+def test_what_does_not_fit_a_kind_is_refused(tmp_path, name, over, message):
+    with pytest.raises(fields.ConfigError, match=message):
+        task.load(write(tmp_path, f'base = "{name}"\n{over}\n', "other"))
 
 
 def test_unknown_names_get_near_ones():

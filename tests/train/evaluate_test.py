@@ -7,6 +7,7 @@ import os
 import pathlib
 import signal
 
+import byte_pairs
 import jax
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ from quick_compilation import quick_compilation  # noqa: F401 (a fixture)
 
 import midjax.__main__ as cli
 from midjax import checkpoint, config, files, log, verbs
-from midjax.evals import compare, loss, recipe, record
+from midjax.batches import shards, vocabulary
+from midjax.evals import compare, loss, recipe, record, suite
 from midjax.evals import run as run_lib
+from midjax.evals.long import run as long_run
 from midjax.model import transformer
-from midjax.train import loop, preemption
+from midjax.train import evaluation, loop, preemption
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +218,85 @@ def test_what_is_due_is_saved_before_it_is_measured(folder, monkeypatch):
         assert [at for at, _ in numbers(broken)] == [4][:works]
     loop.run(broken)  # nothing is left to train
     assert numbers(broken) == numbers(straight)
+
+
+TASK = """
+source = "a test"
+kind = "{kind}"
+primary = "{metric}"
+prompt = "Q: {{{{q}}}}\\nA:"
+answer = " {{{{choice}}}}"
+choices = "{choices}"
+gold = "{gold}"
+metrics = [{{ name = "{metric}" }}]
+[data]
+path = "set"
+split = "test"
+licence = "none"
+"""
+GENERATE = '[generate]\nstop = ["\\n"]\nmax_new_tokens = 6\n'
+
+
+def test_tasks_and_long_tasks_on_the_way(tmp_path):
+    """The run is the run without, and its numbers are those of its checkpoint."""
+    tokenizer = byte_pairs.make(template=True)
+    byte_pairs.save(tmp_path / "tokenizer", tokenizer, bos_token="<s>", eos_token="</s>")
+    opened = vocabulary.FastTokenizer(
+        path=str(tmp_path / "tokenizer"), bos_token="<s>", eos_token="</s>"
+    ).open()
+    rng = np.random.default_rng(0)
+    words = ["".join(map(chr, rng.integers(97, 123, 5))) for _ in range(300)]
+    documents = []
+    for i in range(20):
+        text = " ".join(rng.choice(words, 60)) + "."
+        ids = np.array([*tokenizer.encode(text).ids, tokenizer.token_to_id("</s>")])
+        documents.append((f"d{i}", len(text), ids))
+    names = ("source", "vocab_size", "tokenizer_hash", "bos_id", "eos_id")
+    facts = {name: opened.facts[name] for name in names[1:]} | {"source": "prose"}
+    shards.write(str(tmp_path / "tokens" / "prose"), documents, facts=facts, shard_tokens=5000)
+    records = [{"q": words[i], "options": words[i : i + 3], "right": i % 3} for i in range(4)]
+    (tmp_path / "set.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+    made = {
+        "ranked": {"kind": "choice", "metric": "acc", "choices": "options", "gold": "right"},
+        "written": {"kind": "generate", "metric": "exact_match", "choices": "", "gold": "q"},
+    }
+    for name, fields in made.items():
+        more = GENERATE if name == "written" else ""
+        (tmp_path / f"{name}.toml").write_text(TASK.format(**fields) + more)
+    tasks = suite.Tasks(
+        data=str(tmp_path), names=tuple(f"{tmp_path}/{name}.toml" for name in made), batch_rows=4
+    )
+    long_tasks = long_run.LongTasks(
+        source="prose", row_tokens=(600,), per_cell=1, tasks=("niah_single_1",), forms=("rank",),
+        decoys=2, answer_tokens=12,
+    )  # fmt: skip
+    asked = evaluation.Evaluation(
+        name="asked", every_steps=3, tokenizer=str(tmp_path / "tokenizer"), tasks=tasks,
+        tokens=str(tmp_path / "tokens"), long_tasks=long_tasks,
+    )  # fmt: skip
+    data = tiny.data(tmp_path / "tokens", tiny.mixture((0, {"prose": 1.0})))
+    plain = tiny.train(
+        tmp_path, "plain", steps=4, data=data,
+        model=tiny.model(layers=1, vocab_size=264, context_tokens=64),
+    )  # fmt: skip
+    run = tiny.replace(plain, run_dir=str(tmp_path / "run"), evaluations=(asked,))
+    loop.run(plain)
+    loop.run(run)
+    assert [step for step, _ in numbers(run)] == [3, 4]
+    jax.tree.map(np.testing.assert_array_equal, state_of(run), state_of(plain))
+    scores = numbers(run)[-1][1]
+    wanted = {"task/ranked/acc", "task/written/exact_match"}
+    assert wanted | {f"long/{name}/600/first" for name in ("niah_single_1", "mean")} == set(scores)
+    config = recipe.Eval(
+        name="after", run=run.run_dir, mesh=run.mesh, tokenizer=asked.tokenizer,
+        tokens=asked.tokens, tasks=tasks, long_tasks=long_tasks,
+    )  # fmt: skip
+    model, step, facts = verbs.checkpoint_of(run.run_dir, None)
+    mesh = loop.begin(run).mesh
+    params = verbs.params_of(model, facts, run.run_dir, "params", mesh)
+    assert record.scores(run_lib.run(config, model, params, step, mesh)) == scores
+    lines = (tmp_path / "run" / "eval" / "asked-4.documents.jsonl").read_text().splitlines()
+    assert [json.loads(line)["task"] for line in lines] == ["ranked"] * 4 + ["written"] * 4
 
 
 @pytest.fixture(scope="module")

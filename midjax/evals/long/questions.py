@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from midjax import files
+from midjax import files, log
 from midjax.evals import task_data
 from midjax.evals.long import draft
 
@@ -96,6 +96,11 @@ def read(task: str, path: str | None) -> Questions:
             f"LongTasks.{field}={path!r} is not what the task {task} reads, which is {where}: "
             f"{type(error).__name__} {error}."
         ) from error
+    if lost := [one.text for one in questions if not one.answers]:
+        raise ValueError(
+            f"LongTasks.{field}={path!r}: {len(lost)} questions have no answer and do not say "
+            f"that they have none, such as {lost[0][:80]!r}."
+        )
     return Questions(
         task=task,
         questions=tuple(questions),
@@ -106,11 +111,13 @@ def read(task: str, path: str | None) -> Questions:
 
 def _squad(data: Any) -> tuple[list[Question], list[str]]:
     """Of 2.0, without the questions that have no answer, or 1.1."""
+    impossible = 0
     numbers: dict[str, int] = {}
     found = []
     for article in data["data"]:
         own = [numbers.setdefault(p["context"], len(numbers)) for p in article["paragraphs"]]
         for number, paragraph in zip(own, article["paragraphs"], strict=True):
+            impossible += sum(asked.get("is_impossible", False) for asked in paragraph["qas"])
             found += [
                 Question(
                     text=asked["question"],
@@ -121,6 +128,8 @@ def _squad(data: Any) -> tuple[list[Question], list[str]]:
                 for asked in paragraph["qas"]
                 if not asked.get("is_impossible", False)
             ]
+    if impossible:
+        log.say(f"qa_squad: {len(found)} questions; {impossible} that have no answer are left out.")
     return found, list(numbers)
 
 

@@ -120,6 +120,78 @@ def test_hotpot(tmp_path):
     assert "Dan" not in one.render(one.most_units, one.characters, "")
 
 
+def test_files_as_they_are_published(tmp_path, capsys):
+    """With all the fields of dev-v2.0.json and hotpot_dev_distractor_v1.json."""
+    river = "The Aal is a river.  It is 31 km long – from Moor to Dorf."
+    squad = {
+        "version": "v2.0",
+        "data": [
+            {
+                "title": "Aal_(river)",
+                "paragraphs": [
+                    {
+                        "qas": [
+                            {
+                                "question": "How long is the Aal?",
+                                "id": "5ad3",
+                                "answers": [
+                                    {"text": "31 km", "answer_start": 27},
+                                    {"text": "31 km long", "answer_start": 27},
+                                    {"text": "31 km", "answer_start": 27},
+                                ],
+                                "is_impossible": False,
+                            },
+                            {
+                                "plausible_answers": [{"text": "Moor", "answer_start": 45}],
+                                "question": "Who named the Aal?",
+                                "id": "5ad4",
+                                "answers": [],
+                                "is_impossible": True,
+                            },
+                        ],
+                        "context": river,
+                    },
+                    {"qas": [], "context": "Dorf has a mill."},
+                ],
+            }
+        ],
+    }
+    data = questions.read("qa_squad", written(tmp_path, squad))
+    assert data.questions == (
+        questions.Question(
+            text="How long is the Aal?", answers=("31 km", "31 km long"), needed=(0,), near=(1,)
+        ),
+    )
+    assert data.paragraphs == (river, "Dorf has a mill.")
+    assert "1 questions; 1 that have no answer are left out" in capsys.readouterr().out
+    text = questions.make(data, 0, 1).render(2, 0, "")
+    assert set(documents(text)) == {river, "Dorf has a mill."}
+
+    hotpot = [
+        {
+            "_id": "5a8b",
+            "answer": "Dorf",
+            "question": "Where does the river end that begins at Moor?",
+            "supporting_facts": [["Aal", 0], ["Aal", 1], ["Moor (hill)", 0]],
+            "context": [
+                ["Ems", ["The Ems is another river.", " It is longer."]],
+                ["Aal", ["The Aal begins at Moor.", " It ends at Dorf."]],
+                ["Moor (hill)", ["Moor is a hill."]],
+            ],
+            "type": "bridge",
+            "level": "hard",
+        }
+    ]
+    data = questions.read("qa_hotpot", written(tmp_path, hotpot))
+    (one,) = data.questions
+    assert (one.answers, one.needed, one.near) == (("Dorf",), (1, 2), (0,))
+    assert data.paragraphs[1] == "Aal\nThe Aal begins at Moor. It ends at Dorf."
+
+    squad["data"][0]["paragraphs"][0]["qas"][1]["is_impossible"] = False
+    with pytest.raises(ValueError, match="1 questions have no answer .*'Who named the Aal"):
+        questions.read("qa_squad", written(tmp_path, squad))
+
+
 @pytest.mark.parametrize("data", [{}, [], {"data": [{"paragraphs": 3}]}])
 def test_other_files_are_refused(tmp_path, data):
     with pytest.raises(ValueError, match=r"squad=.* is not what the task qa_squad reads"):

@@ -122,7 +122,7 @@ class Task:
             )
         if self.kind == "choice" and self.generate is not None:
             raise ValueError(
-                'A task of kind "choice" ranks its choices and writes nothing: leave out [generate], '
+                'A task of kind "choice" writes nothing: leave out [generate], '
                 'or of a base without = ["generate"].'
             )
         if self.kind == "agent" and self.generate is not None:

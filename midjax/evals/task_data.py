@@ -168,9 +168,9 @@ class _Source:
             if names := find(stem):
                 self.read[stem] = [record for name in names for record in _read(name)]
                 return self.read[stem]
-        if not self.online:
+        if not self.online or paths[0] == _data(self.task).join:
             raise _missing(self.task, stems[0])
-        return list(_fetched(self.task, self.split, subset))
+        return list(_fetched(self.task, self.split, subset, stems[0]))
 
     def _chosen(self, records: list[dict[str, Any]], subset: str) -> Iterator[Document]:
         data, name = _data(self.task), self.task.name
@@ -318,10 +318,10 @@ def _whole(name: str, data: bytes) -> Iterator[dict[str, Any]]:
     yield from records
 
 
-def _fetched(task: tasks.Task, split: str, subset: str) -> Iterator[dict[str, Any]]:
+def _fetched(task: tasks.Task, split: str, subset: str, stem: str) -> Iterator[dict[str, Any]]:
     data = _data(task)
     if not data.hub:
-        raise MissingDataError(f"{task.name}: its data are not on the Hugging Face hub. {data.get}")
+        raise _missing(task, stem, "they are not on the Hugging Face hub, and ")
     if importlib.util.find_spec("datasets") is None:
         raise MissingDataError(
             f"{task.name}: to fetch {data.hub}, install datasets: pip install datasets."
@@ -329,10 +329,17 @@ def _fetched(task: tasks.Task, split: str, subset: str) -> Iterator[dict[str, An
     import datasets  # heavy, and only for who asks for it
 
     config = _filled(data.config, split, subset) or None
-    yield from datasets.load_dataset(data.hub, config, split=split)
+    try:
+        found = datasets.load_dataset(data.hub, config, split=split)
+    # Not reached, not there, without such a split or configuration, or only by code of its own.
+    except (OSError, ValueError, RuntimeError) as error:
+        said = str(error).partition("\n")[0][:200]
+        why = f"{data.hub} was not fetched ({type(error).__name__}: {said}), and "
+        raise _missing(task, stem, why) from error
+    yield from found
 
 
-def _missing(task: tasks.Task, stem: str) -> MissingDataError:
+def _missing(task: tasks.Task, stem: str, why: str = "") -> MissingDataError:
     data = _data(task)
     where = []
     if data.hub:
@@ -343,9 +350,9 @@ def _missing(task: tasks.Task, stem: str) -> MissingDataError:
         where.append(data.get)
     origin = f"{' or '.join(where) or 'its authors'}, licence {data.licence}"
     error = MissingDataError(
-        f"The task {task.name} has no data: there is no {stem} (or "
+        f"The task {task.name} has no data: {why}there is no {stem} (or "
         f"{', '.join(_ENDINGS)} of that name, in parts or in a folder). "
         f"Get it from {origin}, and put it there."
     )
-    error.brief = f"{task.name}: {stem}, from {origin}"
+    error.brief = f"{task.name}: {why}{stem}, from {origin}"
     return error

@@ -12,6 +12,7 @@ import re
 import statistics
 
 import byte_pairs
+import datasets
 import pytest
 import sandboxes
 import tiny_model
@@ -296,6 +297,42 @@ def test_a_likelihood_that_is_not_finite_makes_no_score(made):
     assert found.tasks["ranked"]["subsets"]["v"]["acc"] is not None
     assert found.tasks["ranked"]["counts"]["not finite"] == 1
     assert [row["id"] for row in found.documents if row["scores"]["acc"] is None] == ["u/1"]
+
+
+def test_data_may_be_fetched_from_the_hub(made, tmp_path, monkeypatch, capsys):
+    """By `datasets`, here from files: the numbers of the same data on the disk, once asked for."""
+    real, fetched = datasets.load_dataset, []
+
+    def load_dataset(name, config, *, split):
+        fetched.append((name, config, split))
+        place = str(made / "data" / "set" / f"{split}.jsonl")
+        return real("json", data_files=place, split="train", cache_dir=str(tmp_path / "cache"))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    (tmp_path / "data").mkdir()
+    given = {"Tasks__data": tmp_path / "data", "Tasks__limit": 2}
+    assert asked(made, "ranked.toml", Eval__name="off", **given) == 2 and not fetched
+    assert asked(made, "ranked.toml", Eval__name="online", Tasks__online=True, **given) == 0
+    assert set(fetched) == {("who/set", None, "test"), ("who/set", None, "dev")}
+    assert asked(made, "ranked.toml", Eval__name="disk", Tasks__limit=2) == 0
+    names = ("online", "disk")
+    found, disk = (files.read_json(made / "run" / "eval" / f"{n}.json")["tasks"] for n in names)
+    assert found == disk and not list((tmp_path / "data").iterdir())
+
+    def unreachable(name, config, *, split):
+        raise ConnectionError(f"Couldn't reach '{name}' on the Hub\nand more")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    capsys.readouterr()
+    assert asked(made, "ranked.toml", Tasks__online=True, **given) == 2
+    told = capsys.readouterr().err
+    words = (
+        "who/set was not fetched (ConnectionError: Couldn't reach 'who/set' on the Hub), and there"
+    )
+    assert words in told and "Get it from the Hugging Face data set who/set" in told
+    assert f"there is no {tmp_path}/data/set/test" in told
+    assert asked(made, "likely.toml", Tasks__online=True, **given) == 2  # names no data set
+    assert "they are not on the Hugging Face hub, and there is no" in capsys.readouterr().err
 
 
 def test_code_is_judged_in_the_sandbox(made, monkeypatch):

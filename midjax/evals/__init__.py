@@ -42,6 +42,7 @@ requests.py  what a task asks of a model, and what the model answers
 tasks/       a file per task: where its data are, prompt, choices, gold answer, metrics, shots
 task.py      loads such a file, strictly; task_parts.py its tables, template.py its templates
 task_data.py the documents, from the user's disk in their public form
+examples.py  which documents stand before a question
 render.py    documents and examples -> requests, byte for byte as OLMES and lm_eval ask them
 metrics/     answers -> numbers, as their authors define them
 judges.py    completions of code and function calls -> right or wrong

@@ -10,11 +10,11 @@
 
 import collections
 import dataclasses
-import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from midjax.evals import examples as examples_lib
 from midjax.evals import requests, task_data, task_parts, template
 from midjax.evals import task as tasks
 
@@ -87,24 +87,32 @@ def prepare(
     )
     if limit is not None:
         every = len(documents)
-        documents = [d for s in _subsets(documents) for d in _of(documents, s)[:limit]]
+        documents = [
+            d
+            for s in examples_lib.subsets(documents)
+            for d in examples_lib.of_subset(documents, s)[:limit]
+        ]
         counts["limit"] += every - len(documents)
     count = task.shots.count if shots is None else shots
     pool: list[task_data.Document] = []
     texts = {}
     if task.shots.file:
-        for subset in _subsets(documents):
+        for subset in examples_lib.subsets(documents):
             texts[subset] = task_data.text_file(task, folder, task.shots.file, subset)
     elif count and task.shots.take != "list":
         whole = task.shots.split == (task.data and task.data.split)
-        pool = task_data.read(
-            task,
-            folder,
-            split=task.shots.split,
-            subsets=subsets,
-            sample=_ALL if whole else None,
-            online=online,
-        )
+        try:
+            pool = task_data.read(
+                task,
+                folder,
+                split=task.shots.split,
+                subsets=subsets,
+                sample=_ALL if whole else None,
+                online=online,
+            )
+        except task_data.MissingDataError as error:
+            note = f"Its examples are of the split {task.shots.split!r} (Tasks.shots = 0 asks none)"
+            raise task_data.MissingDataError.of(note, error) from error
     return instances(
         task, documents, pool=pool, texts=texts, shots=shots, variables=variables, noted=noted
     )
@@ -130,14 +138,18 @@ def instances(
       shots: another number of examples than the task's.
       variables: other texts than the task's `variables`.
       noted: counts documents with "fewer examples" than the others: an example that is the question
-        itself is left out, as lm_eval does it, and none is drawn in its place.
+        itself is left out, as lm_eval does it, and none is drawn in its place. And "other
+        examples": picked ones whose text is not the published one.
 
     Raises:
       ValueError: a document does not fit the task's templates, its gold answer is none of the
         choices, or there are too few examples.
     """
     rendering = _Rendering(task, variables or {})
-    examples = _Examples(task, pool, task.shots.count if shots is None else shots)
+    count = task.shots.count if shots is None else shots
+    noted = collections.Counter() if noted is None else noted
+    listed = examples_lib.listed(task, pool, count, rendering.fields, noted)
+    examples = examples_lib.Examples(task, pool, count, listed)
     descriptions = _template(task, "description", task.description)
     found = []
     for document in documents:
@@ -150,7 +162,7 @@ def instances(
             before = before.rstrip("\n") + task.shots.joiner
         else:
             own = examples.of(document)
-            if noted is not None and len(own) < examples.count:
+            if len(own) < examples.count:
                 noted["fewer examples"] += 1
             shown = [rendering.example(example) for example in own]
             before = "".join(text + task.shots.joiner for text in shown)
@@ -176,65 +188,6 @@ def ask(engine: requests.Engine, asked: Sequence[Instance]) -> list[tuple[Answer
 
 def _template(task: tasks.Task, what: str, source: str) -> template.Text:
     return template.Text(source, f"{task.name}: {what}")
-
-
-def _subsets(documents: Sequence[task_data.Document]) -> list[str]:
-    return list(dict.fromkeys(document.subset for document in documents))
-
-
-def _of(documents: Sequence[task_data.Document], subset: str) -> list[task_data.Document]:
-    return [document for document in documents if document.subset == subset]
-
-
-class _Examples:
-    """Which documents stand before which."""
-
-    def __init__(self, task: tasks.Task, pool: Sequence[task_data.Document], count: int) -> None:
-        self._task, self.count = task, count
-        self._pool = {subset: _of(pool, subset) for subset in _subsets(pool)}
-        self._listed = [
-            task_data.Document(id=f"example {number}", subset="", fields=record)
-            for number, record in enumerate(task.shots.examples[:count])
-        ]
-        self._random: dict[str, random.Random] = {}
-        self._once: dict[str, list[task_data.Document]] = {}
-        # An example may then be the question itself, so one more is drawn.
-        data = task.data
-        self._same = data is not None and task.shots.split == data.split
-
-    def of(self, document: task_data.Document) -> list[task_data.Document]:
-        """The examples of a document."""
-        shots, subset = self._task.shots, document.subset
-        if not self.count:
-            return []
-        if shots.take == "list":
-            if self.count > len(self._listed):
-                raise ValueError(
-                    f"{self._task.name} lists {len(self._listed)} examples, {self.count} asked."
-                )
-            return self._listed
-        pool = self._pool.get(subset, [])
-        wanted = self.count + self._same
-        if len(pool) < wanted:
-            raise ValueError(
-                f"{self._task.name}: the split {shots.split!r} has {len(pool)} documents of "
-                f"{subset or 'the task'}, and {wanted} are needed for the examples."
-            )
-        drawn = self._drawn(subset, pool, wanted)
-        return [example for example in drawn if example.fields != document.fields][: self.count]
-
-    def _drawn(
-        self, subset: str, pool: list[task_data.Document], wanted: int
-    ) -> list[task_data.Document]:
-        shots = self._task.shots
-        if shots.take == "first":
-            return pool[:wanted]
-        if shots.take == "each":
-            generator = self._random.setdefault(subset, random.Random(shots.seed))
-            return generator.sample(pool, wanted)
-        if subset not in self._once:
-            self._once[subset] = random.Random(shots.seed).sample(pool, wanted)
-        return self._once[subset]
 
 
 class _Rendering:

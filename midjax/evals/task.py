@@ -298,6 +298,9 @@ def _templates(task: Task) -> list[tuple[str, str, bool]]:
     found += [(key, getattr(task, key), True) for key in ("description", "prompt", "answer")]
     found += [(key, getattr(task, key), False) for key in ("choices", "gold") if getattr(task, key)]
     found.append(("shots.example", task.shots.example, True))
+    for key in ("pick", "content"):
+        if source := getattr(task.shots, key):
+            found.append((f"shots.{key}", source, False))
     if task.data is not None:
         pairs = [(key, getattr(task.data, key)) for key in ("id", "subset", "keep")]
         found += [(f"data.{key}", source, False) for key, source in pairs if source]

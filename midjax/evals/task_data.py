@@ -33,6 +33,13 @@ class MissingDataError(FileNotFoundError):
 
     brief = ""
 
+    @classmethod
+    def of(cls, note: str, error: "MissingDataError") -> "MissingDataError":
+        """The same with a note."""
+        found = cls(f"{error} {note}.")
+        found.brief = f"{error.brief}; {note[0].lower()}{note[1:]}" if error.brief else ""
+        return found
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Document:

@@ -9,6 +9,8 @@ from typing import Any, Literal
 from midjax.evals import requests
 from midjax.evals.metrics import names
 
+_PICKED = re.compile("[0-9a-f]{16}-[0-9a-f]{16}")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample:
@@ -78,24 +80,33 @@ class Shots:
       count: how many.
       take: "list": those in `examples`; "first": the first of a split; "sample": one draw for all
         documents, as `random.Random(seed).sample`; "each": a draw for each document in turn from
-        one generator, which is what lm_eval does. No document is its own example.
-      split: that "first", "sample" and "each" take from, of the same subset.
+        one generator, which is what lm_eval does; "picked": those of a split that `picked` names,
+        where a data set's licence forbids to ship them. No document is its own example, but for
+        those in a list and picked ones.
+      split: that all but "list" take from, of the same subset.
       seed: of the draws.
       joiner: after each example.
       example: template of one; without it the prompt and the answer.
       examples: as records of the data set.
+      pick: expression of a record: what it is found by.
+      content: expression of the task's fields: all that an example shows.
+      picked: "PICK-CONTENT": the first 16 digits of SHA-256 of both as JSON. Where only the first
+        is met, the data are not quite those that the prompts were published with, which is said.
       file: a file of the user's that holds the examples as text, below the data folder, with
         `{subset}` filled in; `count` is not looked at.
       after: the file's text begins after this (a canary's line stays out of the prompt).
     """
 
     count: int = 0
-    take: Literal["list", "first", "sample", "each"] = "list"
+    take: Literal["list", "first", "sample", "each", "picked"] = "list"
     split: str = ""
     seed: int = 1234
     joiner: str = "\n\n"
     example: str = ""
     examples: tuple[Mapping[str, Any], ...] = ()
+    pick: str = ""
+    content: str = ""
+    picked: tuple[str, ...] = ()
     file: str = ""
     after: str = ""
 
@@ -106,6 +117,13 @@ class Shots:
             raise ValueError(f"count is {self.count}, and there are {len(self.examples)} examples.")
         if self.take != "list" and not self.split and self.count:
             raise ValueError(f"take = {self.take!r} needs a split to take from.")
+        if self.take == "picked":
+            if not self.pick or not self.content:
+                raise ValueError("take = 'picked' needs the expressions pick and content.")
+            if self.count > len(self.picked):
+                raise ValueError(f"count is {self.count}, and {len(self.picked)} are picked.")
+            if wrong := [one for one in self.picked if not _PICKED.fullmatch(one)]:
+                raise ValueError(f"picked has {wrong[0]!r}, which is not two times 16 hex digits.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

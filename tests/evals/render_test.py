@@ -9,7 +9,7 @@ import random
 
 import pytest
 
-from midjax.evals import render, requests, task, task_data, task_parts, template
+from midjax.evals import examples, render, requests, task, task_data, task_parts, template
 
 DATA = pathlib.Path(__file__).parents[1] / "data"
 
@@ -28,12 +28,15 @@ def documents(records, subset=""):
 
 @pytest.mark.parametrize("case", given("olmes"), ids=lambda case: case["set"].replace("/", "-"))
 def test_requests_equal_those_of_olmes(case):
+    noted = collections.Counter()
     found = render.instances(
         task.load(case["task"]),
         documents(case["documents"]),
         pool=documents(case["pool"] or ()),
         shots=case["shots"],
+        noted=noted,
     )
+    assert not +noted
     assert sum(len(instance.requests) for instance in found) == len(case["requests"])
     for number, choice, is_unconditional, context, continuation, label in case["requests"]:
         instance = found[number]
@@ -125,6 +128,38 @@ def test_a_question_is_not_its_own_example_where_the_split_is_the_same(tmp_path)
         ["q0", "q2", "q1"],
         ["q0", "q1", "q2"],
     ]
+
+
+def test_picked_examples_are_found_in_a_split(tmp_path, capsys):
+    """By what they are asked, and among several of that by what they show."""
+
+    def name(number, right):
+        content = [f"q{number}", ["a", "b"], right]
+        return f"{examples.digest(content[0])}-{examples.digest(content)}"
+
+    picked = json.dumps([name(2, 0), name(0, 1), name(1, 0)])
+    shots = '\n[shots]\ncount = 2\nsplit = "train"\ntake = "picked"\npick = "question"\n'
+    more = f'content = "[question, options, right]"\npicked = {picked}\n'
+    mine = a_task(tmp_path, CHOICE + shots + more)
+    again = {"question": "q0", "options": ["a", "b"], "right": 1}
+    pool = [*questions(3), *documents([again])]
+    noted = collections.Counter()
+    asked = documents([{"question": "q", "options": ["a"], "right": 0}])
+    (found,) = render.instances(mine, asked, pool=pool, noted=noted)
+    assert found.requests[0].context == "Q: q2\nA: a\n\nQ: q0\nA: b\n\nQ: q\nA:" and not +noted
+    # There is a q1, with another answer.
+    (found,) = render.instances(mine, asked, pool=pool, shots=3, noted=noted)
+    assert "Q: q1\nA: b" in found.requests[0].context and noted == {"other examples": 1}
+    assert "1 of 3 examples are there, with other words" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"has 1 documents, and its examples number \[1\] are not"):
+        render.instances(mine, asked, pool=questions(1))
+    assert shown(render.instances(mine, asked, shots=0)[0]) == ["q"]
+    with pytest.raises(ValueError, match="lists 3 examples, 4 asked"):
+        render.instances(mine, asked, pool=pool, shots=4)
+    own = a_task(tmp_path, CHOICE.replace('"x"', '"{split}"') + shots + more)
+    (tmp_path / "test.jsonl").write_text(json.dumps(dict(asked[0].fields)))
+    with pytest.raises(task_data.MissingDataError, match=r"there is no .*/train .*Tasks.shots = 0"):
+        render.prepare(own, str(tmp_path))
 
 
 def test_an_example_that_is_lost_is_counted(tmp_path):
@@ -249,7 +284,8 @@ def test_what_is_written_is_asked_after_the_context_of_its_bits_per_byte(name):
         "squad": ["Title:", "\n\n"],
     }
     (case,) = [case for case in given("olmes") if case["task"] == f"{name}_bpb"]
-    asked = render.instances(task.load(name), documents(case["documents"]))
+    pool = documents(case["pool"] or ())
+    asked = render.instances(task.load(name), documents(case["documents"]), pool=pool)
     for instance, context in zip(asked, case["contexts"], strict=True):
         (request,) = instance.requests
         assert request.context == context and list(request.stop) == stops[name]

@@ -99,6 +99,9 @@ def test_wrong_files_are_refused(tmp_path, old, new, message):
     ("name", "over", "message"),
     [
         ("arc_easy_rc", "[generate]\nstop = []\nmax_new_tokens = 5", "writes nothing: leave out"),
+        ("boolq_rc", '[shots]\npick = ""', "needs the expressions pick and content"),
+        ("boolq_rc", "[shots]\ncount = 6", "count is 6, and 5 are picked"),
+        ("boolq_rc", '[shots]\npicked = ["x"]\ncount = 1', "'x', which is not two times 16"),
         ("os_tasks", 'without = ["fields"]', "needs fields.turns"),
         ("os_tasks", "[shots]\ncount = 1\ntake = 'first'\nsplit = 'x'", "neither shots nor"),
         ("os_tasks", 'prompt = "{{turns}} {{description}}"', r"only; it has \['description'\]"),

@@ -115,7 +115,8 @@ def test_drop_and_squad_are_reached():
     found = scoring.score(drop, [instance], [(("red",),)])
     assert found["metrics"] == {"drop_f1": 0.5, "drop_em": 0}
     squad = task.load("naturalqs")
-    (instance,) = render.instances(squad, documents([{"question": "q", "answer": ["x y"]}]))
+    asked = documents([{"question": "q", "answer": ["x y"]}])
+    (instance,) = render.instances(squad, asked, shots=0)
     found = scoring.score(squad, [instance], [((" x",),)])
     assert found["metrics"] == {"squad_em": 0, "squad_f1": pytest.approx(2 / 3)}
 

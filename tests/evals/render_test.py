@@ -49,6 +49,21 @@ def test_requests_equal_those_of_olmes(case):
             assert instance.gold == label
 
 
+PICKED = ("arc_easy_rc", "arc_challenge_rc", "boolq_rc", "piqa_rc", "drop", "naturalqs", "squad")
+
+
+@pytest.mark.parametrize("name", PICKED)
+def test_a_checkout_has_the_examples_that_do_not_ship(name):
+    asked = task.load(name)
+    pool = task_data.read(asked, str(DATA / "olmes" / "examples"), split=asked.shots.split)
+    noted = collections.Counter()
+    (found,) = render.instances(asked, pool[:1], pool=pool, noted=noted)
+    assert len(pool) == asked.shots.count == 5 and not +noted
+    questions = [one.fields.get("goal") or one.fields["question"] for one in pool]
+    assert all(question in found.requests[0].context for question in questions)
+    assert found.requests[0].context.count(questions[0]) == 2  # as example and as question
+
+
 @pytest.mark.parametrize("case", given("lm_eval"), ids=lambda case: case["task"])
 def test_requests_equal_those_of_lm_eval(case):
     pool = case["pool"] or []

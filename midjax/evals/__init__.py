@@ -31,7 +31,8 @@ generate.py  requests for continuations: texts in, texts out, cut at stop texts
 engine.py    all that tasks ask of a model
 likelihood.py  how likely texts are: likelihood_tokens.py tokenizes them as lm_eval does,
              likelihood_plan.py finds what they share, which is computed once
-batcher.py   many continuations at once: packed prompts, a cache, rows filled anew as they end
+batcher.py   many continuations at once: packed prompts, a cache, rows filled anew as they end;
+             batch_steps.py what the devices compute of it
 packing.py   prompts of different lengths end to end
 sampling.py  the next token from its logits: greedy, temperature, top-p
 sandbox/     runs model-written code behind walls that were tested, or refuses

@@ -4,7 +4,8 @@
     asked, longest first --groups--> rows x slots of a cache
         free rows --pack, decode.fill--> first tokens
         all rows  --decode.step, chunk_tokens times--> tokens --host--> who has ended?
-        ended rows are free: filled anew while the others go on
+        ended rows are free: filled anew while the others go on; where nothing is left to fill
+        them with, the last go on in a cache of fewer rows
 
 Shapes are rounded up (`packing.bucket`), so that there are few to compile. The host looks at tokens
 once per chunk; what a row wrote in a chunk after its end is cut off.
@@ -15,17 +16,14 @@ Shape suffixes: B rows of the cache, V vocabulary.
 import collections
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
 
 from midjax import log
-from midjax.evals import loss, packing, sampling
+from midjax.evals import batch_steps, loss, packing, sampling
 from midjax.model import architecture, decode, sharding
 from midjax.units import ceil_div, human_bytes
 
@@ -33,6 +31,10 @@ from midjax.units import ceil_div, human_bytes
 # others costs less than one alone, and a free row costs as much as a busy one.
 _FREE_PART = 4
 _LEAST_SLOTS = 64
+_LEAST_ROWS = 4
+# Where all that still write may write fewer tokens than this, a program for fewer rows is not
+# compiled for them.
+_LEAST_TOKENS_LEFT = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,7 @@ class Model:
     eos_ids: tuple[int, ...]
     jax_mesh: jax.sharding.Mesh | None = None
     batch_rows: int = 32
-    chunk_tokens: int = 16
+    chunk_tokens: int = 8
 
     def __post_init__(self) -> None:
         for name in ("batch_rows", "chunk_tokens"):
@@ -126,140 +128,6 @@ def _groups(asked: Sequence[Asked], batch_rows: int) -> Iterator[list[int]]:
         order = order[size:]
 
 
-# ---- on the device ----
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Rows:
-    """Where every row is, [B] each.
-
-    Attributes:
-      token: the newest, which is not in the cache yet.
-      position: where it stands.
-      limit: the position whose token is not continued.
-      number: of the next token within its continuation.
-      is_active: it is to be continued.
-      key, temperature, top_p: see `sampling.choose`.
-    """
-
-    token: Any
-    position: Any
-    limit: Any
-    number: Any
-    is_active: Any
-    key: Any
-    temperature: Any
-    top_p: Any
-
-
-@dataclasses.dataclass(frozen=True)
-class _How:
-    """What a compiled function is made for."""
-
-    config: architecture.TransformerConfig
-    vocab_size: int
-    policy: sampling.Policy
-    chunk_tokens: int
-
-    def choose(self, logits_BV: Array, rows: _Rows) -> Int[Array, "B"]:
-        return sampling.choose(
-            self.policy,
-            logits_BV[:, : self.vocab_size],
-            rows.key,
-            rows.number,
-            rows.temperature,
-            rows.top_p,
-        )
-
-
-def _goes_on(rows: _Rows, eos: Int[Array, "E"]) -> Bool[Array, "B"]:
-    return (rows.token[:, None] != eos).all(axis=1) & (rows.position < rows.limit)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _empty(how: _How, rows: int, slots: int) -> tuple[decode.Cache, _Rows]:
-    zeros, reals = jnp.zeros(rows, jnp.int32), jnp.zeros(rows, jnp.float32)
-    nothing = _Rows(
-        token=zeros,
-        position=zeros,
-        limit=zeros,
-        number=zeros,
-        is_active=zeros > 0,
-        key=jnp.zeros((rows, 2), jnp.uint32),
-        temperature=reals,
-        top_p=reals,
-    )
-    return decode.empty(how.config, rows, slots), sharding.everywhere(nothing)
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _grown(cache: decode.Cache, slots: int) -> decode.Cache:
-    return decode.grown(cache, slots)
-
-
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
-def _fill(
-    how: _How,
-    params: Any,
-    cache: decode.Cache,
-    rows: _Rows,
-    eos: Int[Array, "E"],
-    prompts: decode.Prompts,
-    given: _Rows,
-) -> tuple[decode.Cache, _Rows, Int[Array, "B"]]:
-    """The first token of new rows; `given` says all about them but that."""
-    params = decode.apart(how.config, params)
-    logits_BV, cache = decode.fill(how.config, params, cache, prompts)
-    new = dataclasses.replace(given, token=how.choose(logits_BV, given), number=given.number + 1)
-    new = dataclasses.replace(new, is_active=_goes_on(new, eos))
-
-    def merged(new: Array, old: Array) -> Array:
-        return jnp.where(prompts.is_new.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-
-    rows = sharding.everywhere(jax.tree.map(merged, new, rows))
-    return cache, rows, rows.token
-
-
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
-def _chunk(
-    how: _How,
-    params: Any,
-    cache: decode.Cache,
-    rows: _Rows,
-    eos: Int[Array, "E"],
-    is_wanted_B: Bool[Array, "B"],
-) -> tuple[decode.Cache, _Rows, Int[Array, "B chunk"]]:
-    """Up to `chunk_tokens` more of each row; -1 where a row had ended."""
-    params = decode.apart(how.config, params)
-    out = jnp.full((len(is_wanted_B), how.chunk_tokens), -1, jnp.int32)
-    rows = dataclasses.replace(rows, is_active=rows.is_active & is_wanted_B)
-
-    def unfinished(state: Any) -> Array:
-        at, _, rows, _ = state
-        return (at < how.chunk_tokens) & rows.is_active.any()
-
-    def one(state: Any) -> Any:
-        at, cache, rows, out = state
-        logits_BV, cache = decode.step(
-            how.config, params, cache, rows.token, rows.position, rows.is_active
-        )
-        on = rows.is_active
-        token = jnp.where(on, how.choose(logits_BV, rows), rows.token)
-        out = jax.lax.dynamic_update_index_in_dim(out, jnp.where(on, token, -1), at, 1)
-        rows = dataclasses.replace(
-            rows, token=token, position=rows.position + on, number=rows.number + on
-        )
-        return at + 1, cache, dataclasses.replace(rows, is_active=on & _goes_on(rows, eos)), out
-
-    state = (jnp.int32(0), cache, rows, out)
-    _, cache, rows, out = jax.lax.while_loop(unfinished, one, state)
-    return cache, *sharding.everywhere((rows, out))
-
-
-# ---- on the host ----
-
-
 class _Group:
     """Continuations of one cache, from the first prompt to the last end."""
 
@@ -271,7 +139,7 @@ class _Group:
         most = ceil_div(model.batch_rows, self._parts)
         self._rows_of_part = min(packing.bucket(ceil_div(len(asked), self._parts)), most)
         self._rows = self._rows_of_part * self._parts
-        self._how = _How(
+        self._how = batch_steps.How(
             config=dataclasses.replace(model.config, remat="none", quantization=None),
             vocab_size=model.vocab_size,
             policy=sampling.policy_of(
@@ -285,8 +153,9 @@ class _Group:
         self._longest = max(one.tokens for one in asked.values())
         first = max(self._longest_prompt + model.chunk_tokens, _LEAST_SLOTS)
         self._slots = packing.bucket(min(first, self._longest), packing.LEAST_TOKENS)
+        self._sizes = {self._slots}  # what the cache had already
         self._new: dict[int, list[int]] = {number: [] for number in asked}
-        self._limit: dict[int, int] = {}  # as in `_Rows`
+        self._limit: dict[int, int] = {}  # as in `batch_steps.Rows`
         self._queue = collections.deque(asked)
         self._in_row: dict[int, int] = {}  # row of the cache -> number
 
@@ -299,40 +168,67 @@ class _Group:
         )
         on_mesh = contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
         with on_mesh:
-            cache, rows = _empty(self._how, self._rows, self._slots)
+            cache, rows = batch_steps.empty(self._how, self._rows, self._slots)
             while self._queue or self._in_row:
                 if self._is_time_to_fill():
                     new = self._take()
-                    cache = self._with_room(cache, 0)
+                    cache = self._with_room(cache)
                     prompts = {row: self._tokens(self._in_row[row]) for row in new}
                     packed = packing.prompts(prompts, self._rows, self._parts, self._longest_prompt)
                     given = self._eos, packed, self._given(new)
-                    cache, rows, first = _fill(self._how, self._params, cache, rows, *given)
+                    cache, rows, first = batch_steps.fill(
+                        self._how, self._params, cache, rows, *given
+                    )
                     self._grow(new, np.asarray(first)[:, None], ended)
                 if self._in_row:
-                    cache = self._with_room(cache, self._how.chunk_tokens)
+                    cache, rows = self._without_idle_rows(self._with_room(cache), rows)
                     wanted = np.isin(np.arange(self._rows), list(self._in_row))
-                    cache, rows, out = _chunk(
+                    cache, rows, out = batch_steps.chunk(
                         self._how, self._params, cache, rows, self._eos, wanted
                     )
                     self._grow(list(self._in_row), np.asarray(out), ended)
         return self._new
 
-    def _with_room(self, cache: decode.Cache, more: int) -> decode.Cache:
-        """The cache with slots for so many more tokens of every row.
+    def _with_room(self, cache: decode.Cache) -> decode.Cache:
+        """The cache with slots for another chunk of every row, and without many more.
 
         It is not made for the longest text that is allowed: most end long before, and every step
-        reads all slots.
+        reads all slots. For the same reason it has fewer again where those who needed them have
+        ended: as few as it had before, which is compiled already.
         """
-        numbers = self._in_row.values()
         wanted = max(
-            min(len(self._tokens(number)) + more, self._asked[number].tokens) for number in numbers
+            min(self._length(number) + self._how.chunk_tokens, self._asked[number].tokens)
+            for number in self._in_row.values()
         )
-        if wanted <= self._slots:
+        if wanted > self._slots:
+            most = min(max(wanted, 2 * self._slots), self._longest)
+            self._slots = packing.bucket(most, packing.LEAST_TOKENS)
+            self._sizes.add(self._slots)
+            return batch_steps.resized(cache, self._slots)
+        least = min(size for size in self._sizes if size >= wanted)
+        if 2 * least > self._slots:
             return cache
-        wanted = min(max(wanted, 2 * self._slots), self._longest)
-        self._slots = packing.bucket(wanted, packing.LEAST_TOKENS)
-        return _grown(cache, self._slots)
+        self._slots = least
+        return batch_steps.resized(cache, least)
+
+    def _without_idle_rows(
+        self, cache: decode.Cache, rows: batch_steps.Rows
+    ) -> tuple[decode.Cache, batch_steps.Rows]:
+        """Fewer rows for the last continuations, where they may take long enough to be worth the
+        compilation. Not where a mesh splits rows: then most of a step is reading parameters."""
+        busy = sorted(self._in_row)
+        size = self._rows
+        while size >= 2 * len(busy) and size > _LEAST_ROWS:
+            size //= 2
+        left = max(self._asked[n].max_new_tokens - len(self._new[n]) for n in self._in_row.values())
+        few = size == self._rows or left < _LEAST_TOKENS_LEFT
+        if self._queue or self._mesh is not None or few:
+            return cache, rows
+        idle = [row for row in range(self._rows) if row not in self._in_row]
+        kept = [*busy, *idle][:size]
+        self._in_row = {place: self._in_row[row] for place, row in enumerate(busy)}
+        self._rows = self._rows_of_part = size
+        return batch_steps.some_rows(cache, rows, np.array(kept, np.int32))
 
     def _is_time_to_fill(self) -> bool:
         free = self._rows - len(self._in_row)
@@ -353,21 +249,24 @@ class _Group:
             self._limit[number] = last if longest is None else min(last, longest)
         return new
 
+    def _length(self, number: int) -> int:
+        return len(self._asked[number].prompt) + len(self._new[number])
+
     def _tokens(self, number: int) -> list[int]:
         return [*self._asked[number].prompt, *self._new[number]]
 
-    def _given(self, new: Sequence[int]) -> _Rows:
+    def _given(self, new: Sequence[int]) -> batch_steps.Rows:
         zeros, reals = np.zeros((4, self._rows), np.int32), np.zeros((2, self._rows), np.float32)
         keys = np.zeros((self._rows, 2), np.uint32)
         token, position, limit, number = zeros
         temperature, top_p = reals
         for row in new:
             one, written = self._asked[self._in_row[row]], len(self._new[self._in_row[row]])
-            position[row], number[row] = len(one.prompt) + written, written
+            position[row], number[row] = self._length(self._in_row[row]), written
             limit[row], keys[row] = self._limit[self._in_row[row]], one.key
             temperature[row], top_p[row] = one.temperature, one.top_p
         active = np.zeros(self._rows, bool)
-        return _Rows(token, position, limit, number, active, keys, temperature, top_p)
+        return batch_steps.Rows(token, position, limit, number, active, keys, temperature, top_p)
 
     def _grow(self, rows: Sequence[int], written: np.ndarray, ended: Ended) -> None:
         """Adds what rows wrote, [B, tokens] with -1 after their end, and frees those that ended."""
@@ -383,7 +282,7 @@ class _Group:
         done |= ended({number: self._new[number] for number in numbers})
         for row in rows:
             number = self._in_row[row]
-            newest = len(self._asked[number].prompt) + len(self._new[number]) - 1
+            newest = self._length(number) - 1
             if number in done:
                 del self._in_row[row]
             elif newest >= self._limit[number]:

@@ -12,6 +12,8 @@ import numpy as np
 from midjax.model import decode
 
 LEAST_TOKENS = 16
+# Rows are twice as long as the longest prompt up to here: attention within them costs little yet.
+_SHORT_TOKENS = 256
 
 
 def bucket(size: int, least: int = 1) -> int:
@@ -35,6 +37,8 @@ def prompts(
         same shape.
     """
     length = bucket(max(longest, *map(len, tokens_of.values())), LEAST_TOKENS)
+    # Prompts of more than half a row leave the rest of it empty; of a longer one, less.
+    length *= 2 if length <= _SHORT_TOKENS else 1
     used: list[list[int]] = [[] for _ in range(parts)]  # places taken in each packed row
     begin, place = np.zeros(rows, np.int32), {}
     for row in sorted(tokens_of, key=lambda row: -len(tokens_of[row])):
@@ -44,7 +48,7 @@ def prompts(
             part.append(0)
         place[row], begin[row] = (packed, part[packed]), packed * length + part[packed]
         part[packed] += size
-    per_part = 1 << (max(map(len, used)) - 1).bit_length()
+    per_part = bucket(max(map(len, used)))
     tokens, segments, positions = np.zeros((3, per_part * parts, length), np.int32)
     is_new, tokens_of_row = np.zeros(rows, bool), np.ones(rows, np.int32)
     for row, (packed, at) in place.items():

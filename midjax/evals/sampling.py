@@ -60,7 +60,7 @@ def choose(
       temperature_B: 0 takes the likeliest token; of equal ones the first.
       top_p_B: see `nucleus`; 1 is all tokens.
     """
-    likeliest_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    likeliest_B = likeliest(logits_BV)
     if policy == "greedy":
         return likeliest_B
     is_drawn_B = temperature_B > 0
@@ -74,6 +74,14 @@ def choose(
 
     drawn_B = jnp.argmax(scores_BV + jax.vmap(noise)(key_B2, number_B), axis=-1)
     return jnp.where(is_drawn_B, drawn_B, likeliest_B).astype(jnp.int32)
+
+
+def likeliest(logits: Float32[Array, "*rest V"]) -> Int[Array, "*rest"]:
+    """The first token with the highest score: argmax, which a CPU computes one number at a time."""
+    vocab = logits.shape[-1]
+    is_top = logits == logits.max(axis=-1, keepdims=True)
+    first = jnp.where(is_top, jnp.arange(vocab, dtype=jnp.int32), vocab).min(axis=-1)
+    return jnp.minimum(first, vocab - 1)  # nothing equals NaN
 
 
 def nucleus(scores_BV: Float32[Array, "B V"], top_p_B: Float[Array, "B"]) -> Bool[Array, "B V"]:

@@ -222,7 +222,7 @@ def _on_mesh(
 def look_back(
     made: Options,
     q_BTNH: Float[Array, "B T N H"],
-    k_BKSH: Float[Array, "B K S H"],
+    k_BKHS: Float[Array, "B K H S"],
     v_BKSH: Float[Array, "B K S H"],
     seen_BS: Bool[Array, "B S"],
 ) -> Float[Array, "B T N H"]:
@@ -233,44 +233,44 @@ def look_back(
     Args:
       made: scale and soft cap. The window is the caller's, who knows how old a key is.
       q_BTNH: queries.
-      k_BKSH, v_BKSH: keys and values, a head's lying together: so the products need no copy of
-        the cache in another order, which on a CPU would take longer than they do.
+      k_BKHS, v_BKSH: keys and values, each as its product wants it: no copy of the cache in another
+        order is needed, which on a CPU would take longer than the products do.
       seen_BS: which keys the query sees; one at least.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        return _look_back(made, q_BTNH, k_BKSH, v_BKSH, seen_BS)
+        return _look_back(made, q_BTNH, k_BKHS, v_BKSH, seen_BS)
     heads, tensor = q_BTNH.shape[2], mesh.shape["tensor"]
-    cached: sharding.Axes = ("batch", "kv_heads", None, "head_dim")
     queries = sharding.spec(("batch", None, "heads", "head_dim"), q_BTNH.shape, mesh.shape)
-    keys = sharding.spec(cached, k_BKSH.shape, mesh.shape)
+    keys = sharding.spec(("batch", "kv_heads", "head_dim", None), k_BKHS.shape, mesh.shape)
+    values = sharding.spec(("batch", "kv_heads", None, "head_dim"), v_BKSH.shape, mesh.shape)
     whole = keys[1] is None and tensor > 1
 
-    def part(q_BTNH, k_BKSH, v_BKSH, seen_BS):  # type: ignore[no-untyped-def]
+    def part(q_BTNH, k_BKHS, v_BKSH, seen_BS):  # type: ignore[no-untyped-def]
         if whole:
-            k_BKSH, v_BKSH = (_used_heads(x, heads, tensor, 1) for x in (k_BKSH, v_BKSH))
-        return _look_back(made, q_BTNH, k_BKSH, v_BKSH, seen_BS)
+            k_BKHS, v_BKSH = (_used_heads(x, heads, tensor, 1) for x in (k_BKHS, v_BKSH))
+        return _look_back(made, q_BTNH, k_BKHS, v_BKSH, seen_BS)
 
     return jax.shard_map(
         part,
         mesh=mesh,
-        in_specs=(queries, keys, keys, sharding.spec(("batch", None))),
+        in_specs=(queries, keys, values, sharding.spec(("batch", None))),
         out_specs=queries,
-    )(q_BTNH, k_BKSH, v_BKSH, seen_BS)
+    )(q_BTNH, k_BKHS, v_BKSH, seen_BS)
 
 
 def _look_back(
     made: Options,
     q_BTNH: Float[Array, "B T N H"],
-    k_BKSH: Float[Array, "B K S H"],
+    k_BKHS: Float[Array, "B K H S"],
     v_BKSH: Float[Array, "B K S H"],
     seen_BS: Bool[Array, "B S"],
 ) -> Float[Array, "B T N H"]:
     batch, _, heads, head_dim = q_BTNH.shape
-    kv_heads = k_BKSH.shape[1]
+    kv_heads = k_BKHS.shape[1]
     q_BTNH = (q_BTNH.astype(jnp.float32) * made.scale).astype(q_BTNH.dtype)
     q_BKGH = q_BTNH.reshape(batch, kv_heads, heads // kv_heads, head_dim)
-    scores_BKGS = made.capped(_einsum("BKGH,BKSH->BKGS", q_BKGH, k_BKSH))
+    scores_BKGS = made.capped(_einsum("BKGH,BKHS->BKGS", q_BKGH, k_BKHS))
     share_BKGS = jax.nn.softmax(jnp.where(seen_BS[:, None, None], scores_BKGS, _MASKED), axis=-1)
     out_BKGH = _einsum("BKGS,BKSH->BKGH", share_BKGS.astype(v_BKSH.dtype), v_BKSH)
     return out_BKGH.astype(v_BKSH.dtype).reshape(q_BTNH.shape)

@@ -33,7 +33,10 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 
 from midjax.model import architecture, attention, depth, layers, sharding, splash, transformer
 
-_LAYER_AXES: sharding.Axes = ("batch", "kv_heads", None, "head_dim")
+_KEY_AXES: sharding.Axes = ("batch", "kv_heads", "head_dim", None)
+_VALUE_AXES: sharding.Axes = ("batch", "kv_heads", None, "head_dim")
+# From [B, S, K, H], as layers make them.
+_AS_KEYS, _AS_VALUES = (0, 2, 3, 1), (0, 2, 1, 3)
 
 
 @jax.tree_util.register_dataclass
@@ -42,8 +45,9 @@ class Cache:
     """Keys and values of all layers.
 
     Attributes:
-      keys, values: [L, B, K, S, H] in the compute dtype; a head's lie together, which is what both
-        products want. Of a model whose layers are `apart` a tuple of L arrays.
+      keys: [L, B, K, H, S] in the compute dtype, as the product with queries wants them: a CPU
+        would turn them over in every step. Of a model whose layers are `apart` a tuple of L arrays.
+      values: likewise [L, B, K, S, H].
       newest: the slot that was written last.
     """
 
@@ -84,32 +88,45 @@ def cache_bytes(config: architecture.TransformerConfig, rows: int, slots: int) -
 
 def empty(config: architecture.TransformerConfig, rows: int, slots: int) -> Cache:
     """A cache without tokens, split over the mesh in force."""
-    shape = (rows, config.kv_heads, slots, config.head_dim)
 
-    def zeros() -> Any:
+    def zeros(axes: sharding.Axes, *shape: int) -> Any:
+        shape = (rows, config.kv_heads, *shape)
         if depth.flat(config):
-            one = (sharding.constrain(jnp.zeros(shape, config.compute_dtype), _LAYER_AXES),)
+            one = (sharding.constrain(jnp.zeros(shape, config.compute_dtype), axes),)
             return one * config.layers
         stack = jnp.zeros((config.layers, *shape), config.compute_dtype)
-        return sharding.constrain(stack, ("layers", *_LAYER_AXES))
+        return sharding.constrain(stack, ("layers", *axes))
 
-    return Cache(zeros(), zeros(), jnp.int32(slots - 1))
+    keys = zeros(_KEY_AXES, config.head_dim, slots)
+    values = zeros(_VALUE_AXES, slots, config.head_dim)
+    return Cache(keys, values, jnp.int32(slots - 1))
 
 
-def grown(cache: Cache, slots: int) -> Cache:
-    """The same cache with more slots."""
+def resized(cache: Cache, slots: int) -> Cache:
+    """The same cache with more slots, or with fewer: then only the newest of each row are kept."""
     now = _slots(cache)
-    oldest_first_S = jnp.mod(cache.newest + 1 + jnp.arange(now), now)
+    kept = min(now, slots)
+    newest_S = jnp.mod(cache.newest + 1 - kept + jnp.arange(kept), now)
 
-    def larger(x: Array) -> Array:
-        x = jnp.take(x, oldest_first_S, axis=-2)
-        return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, slots - now), (0, 0)])
+    def one(x: Array, axis: int, axes: sharding.Axes) -> Array:
+        x = jnp.take(x, newest_S, axis=axis)
+        room = [(0, 0)] * x.ndim
+        room[axis] = (0, slots - kept)
+        stacked = () if isinstance(cache.keys, tuple) else ("layers",)
+        return sharding.constrain(jnp.pad(x, room), (*stacked, *axes))
 
-    axes = _LAYER_AXES if isinstance(cache.keys, tuple) else ("layers", *_LAYER_AXES)
+    keys = jax.tree.map(lambda x: one(x, x.ndim - 1, _KEY_AXES), cache.keys)
+    values = jax.tree.map(lambda x: one(x, x.ndim - 2, _VALUE_AXES), cache.values)
+    return Cache(keys, values, jnp.int32(kept - 1))
+
+
+def some_rows(cache: Cache, rows_C: Int[Array, "C"]) -> Cache:
+    """The same cache with these of its rows alone. On one device."""
+    axis = 0 if isinstance(cache.keys, tuple) else 1
     keys, values = jax.tree.map(
-        lambda x: sharding.constrain(larger(x), axes), (cache.keys, cache.values)
+        lambda x: jnp.take(x, rows_C, axis=axis), (cache.keys, cache.values)
     )
-    return Cache(keys, values, jnp.int32(now - 1))
+    return Cache(keys, values, cache.newest)
 
 
 def apart(config: architecture.TransformerConfig, params: transformer.Params) -> transformer.Params:
@@ -132,7 +149,7 @@ def apart(config: architecture.TransformerConfig, params: transformer.Params) ->
 
 
 def _slots(cache: Cache) -> int:
-    return jax.tree.leaves(cache.keys)[0].shape[-2]
+    return jax.tree.leaves(cache.values)[0].shape[-2]
 
 
 def longest_row(config: architecture.TransformerConfig, tokens: int) -> int | None:
@@ -167,23 +184,24 @@ def fill(
     position_BS = prompts.tokens_of_row[:, None] - 1 - age_S
     from_BS = jnp.where(position_BS >= 0, prompts.begin[:, None] + position_BS, 0)
 
-    def put(cached: Any, layer: Any, new_RTKH: Array) -> Any:
-        new_BSKH = _from_packed(new_RTKH, from_BS, ("kv_heads", "head_dim"))
+    def put(cached: Any, layer: Any, new_RTKH: Array, order: Any, axes: sharding.Axes) -> Any:
+        new_BSKH = from_packed(new_RTKH, from_BS, ("kv_heads", "head_dim"))
         is_new = prompts.is_new[:, None, None, None]
-        filled = jnp.where(is_new, new_BSKH.swapaxes(1, 2), _layer_of(cached, layer))
-        return _write(cached, layer, sharding.constrain(filled, _LAYER_AXES), 0)
+        filled = jnp.where(is_new, new_BSKH.transpose(order), _layer_of(cached, layer))
+        return _write(cached, layer, sharding.constrain(filled, axes), (0, 0))
 
     def attend(
         layer: Any, cache: Cache, options: attention.Options, q: Array, k: Array, v: Array
     ) -> tuple[Array, Cache]:
         out, _ = layers.within_rows(config, prompts.segments, options, q, k, v)
-        keys, values = put(cache.keys, layer, k), put(cache.values, layer, v)
+        keys = put(cache.keys, layer, k, _AS_KEYS, _KEY_AXES)
+        values = put(cache.values, layer, v, _AS_VALUES, _VALUE_AXES)
         return out, Cache(keys, values, cache.newest)
 
     x_RTD = transformer.embedded(config, params, prompts.tokens)
     x_RTD, cache = _through_layers(config, params, context, attend, x_RTD, cache)
     last_B1 = (prompts.begin + prompts.tokens_of_row - 1)[:, None]
-    x_B1D = _from_packed(x_RTD, last_B1, (None,))
+    x_B1D = from_packed(x_RTD, last_B1, (None,))
     return _logits(config, params, x_B1D), cache
 
 
@@ -215,18 +233,21 @@ def step(
     # The place of a key, as if the query stood at 0.
     place_S = -age_S
 
-    def put(cached: Any, layer: Any, new_B1KH: Array) -> tuple[Any, Array]:
-        new_BK1H = sharding.constrain(new_B1KH.swapaxes(1, 2), _LAYER_AXES)
-        cached = _write(cached, layer, new_BK1H, newest)
+    def put(
+        cached: Any, layer: Any, new_B1KH: Array, order: Any, axes: sharding.Axes
+    ) -> tuple[Any, Array]:
+        new = sharding.constrain(new_B1KH.transpose(order), axes)
+        slot = (0, newest) if order is _AS_KEYS else (newest, 0)
+        cached = _write(cached, layer, new, slot)
         return cached, _layer_of(cached, layer)
 
     def attend(
         layer: Any, cache: Cache, options: attention.Options, q: Array, k: Array, v: Array
     ) -> tuple[Array, Cache]:
-        keys, k_BKSH = put(cache.keys, layer, k)
-        values, v_BKSH = put(cache.values, layer, v)
+        keys, k_BKHS = put(cache.keys, layer, k, _AS_KEYS, _KEY_AXES)
+        values, v_BKSH = put(cache.values, layer, v, _AS_VALUES, _VALUE_AXES)
         seen_BS = (age_S <= positions_B[:, None]) & splash.Seen(options.window_tokens)(0, place_S)
-        out = attention.look_back(options, q, k_BKSH, v_BKSH, seen_BS)
+        out = attention.look_back(options, q, k_BKHS, v_BKSH, seen_BS)
         return out, Cache(keys, values, cache.newest)
 
     x_B1D = transformer.embedded(config, params, tokens_B[:, None])
@@ -267,13 +288,12 @@ def _layer_of(cached: Any, layer: Any) -> Array:
     return jax.lax.dynamic_index_in_dim(cached, layer, keepdims=False)
 
 
-def _write(cached: Any, layer: Any, new_BKTH: Array, slot: Any) -> Any:
-    """The cache with some slots of a layer written."""
+def _write(cached: Any, layer: Any, new: Array, begin: tuple[Any, Any]) -> Any:
+    """The cache with some slots of a layer written, from `begin` of its last two axes on."""
     if isinstance(cached, tuple):
-        begin = (0, 0, slot, 0)
-        written = jax.lax.dynamic_update_slice(cached[layer], new_BKTH, begin)
+        written = jax.lax.dynamic_update_slice(cached[layer], new, (0, 0, *begin))
         return *cached[:layer], written, *cached[layer + 1 :]
-    return jax.lax.dynamic_update_slice(cached, new_BKTH[None], (layer, 0, 0, slot, 0))
+    return jax.lax.dynamic_update_slice(cached, new[None], (layer, 0, 0, *begin))
 
 
 def _logits(
@@ -284,7 +304,7 @@ def _logits(
     return transformer.logits(config, params, transformer.normed(config, params, x_B1D))[:, 0]
 
 
-def _from_packed(x: Array, from_BS: Int[Array, "B S"], axes: sharding.Axes) -> Array:
+def from_packed(x: Array, from_BS: Int[Array, "B S"], axes: sharding.Axes) -> Array:
     """[B, S, ...] of what is packed as [R, T, ...]; every part of the mesh takes from its own.
 
     Args:

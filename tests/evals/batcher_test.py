@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tiny_model
 
-from midjax.evals import batcher, sampling
+from midjax.evals import batch_steps, batcher, sampling
 from midjax.model import architecture, sharding, transformer
 
 # Key heads that tensor = 2 does not divide.
@@ -88,6 +88,30 @@ def test_as_whole_texts_in_any_batch_and_order(params, alone):
     # Three rows for eight: filled anew, packed otherwise, and looked at more seldom.
     few = model(params, batch_rows=3, chunk_tokens=7)
     assert batcher.continuations(few, wanted[::-1]) == alone[::-1]
+
+
+def test_a_cache_shrinks_with_what_is_written(params, alone, monkeypatch):
+    """Fewer rows for the last ones, and fewer slots where the next are young: the same tokens."""
+    monkeypatch.setattr(batcher, "_LEAST_TOKENS_LEFT", 1)
+    monkeypatch.setattr(batcher, "_LEAST_ROWS", 1)
+    monkeypatch.setattr(batcher, "_LEAST_SLOTS", 8)
+    chunk, shapes = batch_steps.chunk, []
+
+    def seen(how, params, cache, *rest):
+        shapes.append(cache.values[0].shape[::2])  # rows, slots
+        return chunk(how, params, cache, *rest)
+
+    monkeypatch.setattr(batch_steps, "chunk", seen)
+    assert batcher.continuations(model(params, batch_rows=4), all_asked()) == alone
+    assert [rows for rows, _ in shapes] == [4, 4, 4, 4, 1]
+
+    pairs = [[asked([first, 2, number], new=28) for number in (3, 4)] for first in (5, 6)]
+    two = model(params, batch_rows=2)
+    want = [new for pair in pairs for new in batcher.continuations(two, pair)]
+    shapes.clear()
+    assert batcher.continuations(two, [*pairs[0], *pairs[1]]) == want
+    slots = [slots for _, slots in shapes]
+    assert slots == [16, 16, 32, 32, 32, 32] * 2
 
 
 def test_ends(params, alone):

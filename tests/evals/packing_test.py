@@ -19,7 +19,7 @@ def test_every_prompt_is_where_it_should_be(parts):
     rows = 8
     given = {row: rng.integers(1, 99, rng.integers(1, 30)).tolist() for row in (0, 1, 3, 4, 6)}
     made = packing.prompts(given, rows, parts, 30)
-    assert made.tokens.shape[1] == 32 and len(made.tokens) % parts == 0
+    assert made.tokens.shape[1] == 64 and len(made.tokens) % parts == 0
     taken = np.zeros_like(made.tokens)
     for row in range(rows):
         assert made.is_new[row] == (row in given)
@@ -36,6 +36,9 @@ def test_every_prompt_is_where_it_should_be(parts):
 
 
 def test_little_is_wasted():
-    """Here nothing: 128 tokens in four rows of 32, where one prompt per row would take eight."""
-    given = {row: [1] * size for row, size in enumerate([20, 12, 20, 12, 16, 16, 5, 27])}
-    assert packing.prompts(given, 8, 1, 20).tokens.shape == (4, 32)
+    """Of short prompts, here nothing: rows are twice as long as the longest, and 22 + 22 + 20 fit.
+    Rows of longer ones are as long as the longest."""
+    given = {row: [1] * size for row, size in enumerate([22, 20, 22, 22, 20, 22, 22, 22, 20])}
+    assert packing.prompts(given, 9, 1, 32).tokens.shape == (3, 64)
+    given = {row: [1] * size for row, size in enumerate([350, 34, 200, 184])}
+    assert packing.prompts(given, 4, 1, 350).tokens.shape == (2, 384)

@@ -174,7 +174,7 @@ def test_looking_back_is_the_last_row_of_reference(heads, kv_heads, softcap):
     found = attention.look_back(
         attention.Options(**options),
         q[:, -1:],
-        k.swapaxes(1, 2),
+        k.transpose(0, 2, 3, 1),
         v.swapaxes(1, 2),
         jnp.broadcast_to(jnp.arange(12) < 9, (2, 12)),
     )

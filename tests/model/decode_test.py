@@ -119,7 +119,7 @@ def test_logits_are_those_of_whole_texts():
     check(logits, texts)
     for number in range(13):
         if number == 9:  # the longer row would not fit any more
-            cache = jax.jit(decode.grown, static_argnums=1)(cache, 24)
+            cache = jax.jit(decode.resized, static_argnums=1)(cache, 24)
         if number == 5:
             texts[0] = [9, 8, 7, 6, 5, 4]
             logits, cache = fill(config, params, cache, packed({0: texts[0]}, rows, 12))
@@ -132,6 +132,13 @@ def test_logits_are_those_of_whole_texts():
         logits, cache = step(config, params, cache, tokens, positions, valid)
         check(logits, texts)
     assert int(cache.newest) == 15 + 4  # it had grown from slot 15 on
+
+    # The longer row has ended: fewer slots are enough for the other, and it needs no company.
+    cache = jax.jit(decode.resized, static_argnums=1)(cache, 16)
+    cache = jax.jit(decode.some_rows)(cache, np.array([0, 3]))
+    position = np.array([len(texts[0]), 0])
+    logits, cache = step(config, params, cache, np.array([5, 0]), position, np.array([True, False]))
+    check(logits, {0: [*texts[0], 5]})
 
 
 def test_bfloat16_is_kept_in_bfloat16():

@@ -10,7 +10,8 @@ Examples before a question, which all questions of a task share, are computed on
 a question once for all of its choices; choices of one token cost nothing but their logits.
 Params are used where they lie.
 
-Shape suffixes: B rows, T places of a row, S scored places of a row, D model width, V vocabulary.
+Shape suffixes: B rows, T places of a row, M parts into which the mesh splits rows, S scored places
+of a part, D model width, V vocabulary.
 """
 
 import collections
@@ -26,14 +27,16 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from midjax import log
-from midjax.evals import likelihood_plan, likelihood_tokens, loss, packing, requests
-from midjax.model import architecture, rope, sharding, token_trees, transformer
+from midjax.evals import likelihood_plan, likelihood_tokens, loss, packing, requests, sampling
+from midjax.model import architecture, decode, rope, sharding, token_trees, transformer
 from midjax.units import ceil_div
 
 _LEAST_PREFIX_PLACES = 128
 _LEAST_SLOTS = 16
 # Prefixes whose keys and values are held at once take no more than this, unless there is only one.
 _PREFIX_BYTES = 1 << 29
+# Logits that a part of the mesh has at once, in float32.
+_LOGITS_BYTES = 1 << 26
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,14 +141,15 @@ class Scorer:
         plan = likelihood_plan.Plan(texts)
         mesh = None if self.jax_mesh is None else sharding.without_context(self.jax_mesh)
         runner = _Runner(self.config, self.params, mesh, self.batch_tokens, self.counts)
-        found, waiting = [], collections.deque[tuple[np.ndarray, np.ndarray, Any]]()
+        found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        waiting = collections.deque[list[_Given]]()
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             for given in runner.run(plan):
                 # The devices have the next batch before the host looks at what the last one gave.
                 waiting.append(given)
-                found += [_read(waiting.popleft())] if len(waiting) > 1 else []
+                found += map(_read, waiting.popleft()) if len(waiting) > 1 else []
                 self.between()
-            found += map(_read, waiting)
+            found += [_read(one) for given in waiting for one in given]
         log.say(
             f"likelihood: {len(texts)} texts of {sum(len(text.ids) for text in texts)} tokens, "
             f"computed in {self.counts['places'] - places} places"
@@ -153,9 +157,13 @@ class Scorer:
         return found
 
 
-def _read(found: tuple[np.ndarray, np.ndarray, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    numbers, is_slot, (nats_BS, hits_BS) = found
-    return numbers, np.asarray(nats_BS)[is_slot], np.asarray(hits_BS)[is_slot]
+# Numbers of texts, which slots of [M, S] are theirs, and what `_score` gives.
+_Given = tuple[np.ndarray, np.ndarray, Any]
+
+
+def _read(found: _Given) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    numbers, is_slot, (nats_MS, hits_MS) = found
+    return numbers, np.asarray(nats_MS)[is_slot], np.asarray(hits_MS)[is_slot]
 
 
 def _longest_shared(config: architecture.TransformerConfig) -> int | None:
@@ -179,45 +187,38 @@ def _prefixes(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _score(
+def _hidden(
     config: architecture.TransformerConfig,
     params: Any,
     rows: token_trees.Rows,
     given: token_trees.Prefixes | None,
-    places_BS: Int[Array, "B S"],
-    targets_BS: Int[Array, "B S"],
-) -> tuple[Float32[Array, "B S"], Bool[Array, "B S"]]:
-    """Of each target the nats, 0 or less, and whether it is the likeliest token."""
-    hidden_BTD = token_trees.hidden(config, params, rows, given)
-    hidden_BSD = jnp.take_along_axis(hidden_BTD, places_BS[:, :, None], axis=1)
-    slots = targets_BS.shape[1]
-    chunk = min(slots, 1 << (config.loss_chunk_tokens.bit_length() - 1))
-    if chunk == slots:
-        return sharding.everywhere(_of_slots(config, params, hidden_BSD, targets_BS))
-
-    def chunks(x: Array) -> Array:
-        return jnp.moveaxis(x.reshape(len(x), -1, chunk, *x.shape[2:]), 1, 0)
-
-    nats, hits = jax.lax.map(
-        lambda piece: _of_slots(config, params, *piece), (chunks(hidden_BSD), chunks(targets_BS))
-    )
-    return sharding.everywhere(
-        tuple(jnp.moveaxis(x, 0, 1).reshape(targets_BS.shape) for x in (nats, hits))
-    )
+) -> Float[Array, "B T D"]:
+    return token_trees.hidden(config, params, rows, given)
 
 
-def _of_slots(
+@functools.partial(jax.jit, static_argnums=0)
+def _score(
     config: architecture.TransformerConfig,
     params: Any,
-    hidden_BSD: Float[Array, "B S D"],
-    targets_BS: Int[Array, "B S"],
-) -> tuple[Float32[Array, "B S"], Bool[Array, "B S"]]:
-    logits_BSV = transformer.logits(config, params, hidden_BSD)
+    hidden_BTD: Float[Array, "B T D"],
+    places_MS: Int[Array, "M S"],
+    targets_MS: Int[Array, "M S"],
+) -> tuple[Float32[Array, "M S"], Bool[Array, "M S"]]:
+    """Of each target the nats, 0 or less, and whether it is the likeliest token.
+
+    A program of its own: how many places are scored differs from batch to batch, and the layers
+    need not be compiled for each number.
+
+    Args:
+      places_MS: where in the rows of its part of the mesh a target is said, 0..(B / M) T - 1.
+    """
+    hidden_MSD = decode.from_packed(hidden_BTD, places_MS, (None,))
+    logits_MSV = transformer.logits(config, params, hidden_MSD)
     # A comparison and a sum stay local where the vocabulary is sharded.
-    hit_BSV = jnp.arange(logits_BSV.shape[-1]) == targets_BS[..., None]
-    target_BS = jnp.where(hit_BSV, logits_BSV, 0.0).sum(axis=-1)
-    nats_BS = target_BS - jax.nn.logsumexp(logits_BSV, axis=-1)
-    return nats_BS, jnp.argmax(logits_BSV, axis=-1) == targets_BS
+    hit_MSV = jnp.arange(logits_MSV.shape[-1]) == targets_MS[..., None]
+    target_MS = jnp.where(hit_MSV, logits_MSV, 0.0).sum(axis=-1)
+    nats_MS = target_MS - jax.nn.logsumexp(logits_MSV, axis=-1)
+    return sharding.everywhere((nats_MS, sampling.likeliest(logits_MSV) == targets_MS))
 
 
 # ---- on the host ----
@@ -239,8 +240,8 @@ class _Runner:
         self._batch_tokens, self._counts = batch_tokens, counts
         self._parts = loss.row_divisor(mesh)
 
-    def run(self, plan: likelihood_plan.Plan) -> Iterator[tuple[np.ndarray, np.ndarray, Any]]:
-        """(numbers of texts, which slots of [B, S] are theirs, what `_score` gives) per batch."""
+    def run(self, plan: likelihood_plan.Plan) -> Iterator[list[_Given]]:
+        """What is found in each batch."""
         for wave in self._waves(plan):
             given = self._given(plan, wave)
             by_length: dict[int, list[tuple[int, likelihood_plan.Rows]]] = {}
@@ -290,35 +291,64 @@ class _Runner:
         length: int,
         some: list[tuple[int, likelihood_plan.Rows]],
         given: token_trees.Prefixes | None,
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, Any]]:
-        """Rows with many scored places first, so that those of a batch have like numbers."""
+    ) -> Iterator[list[_Given]]:
         arrays = [
             np.concatenate([getattr(rows, name) for _, rows in some])
             for name in ("tokens", "segments", "positions", "ends")
         ]
         prefix = np.concatenate([np.full(len(r.tokens), n, np.int32) for n, r in some])
         slots = [slot for _, rows in some for slot in rows.slots]
-        order = sorted(range(len(slots)), key=lambda row: -len(slots[row][0]))
         most = ceil_div(max(self._batch_tokens // length, 1), self._parts) * self._parts
-        while order:
-            here, order = order[:most], order[most:]
-            count = min(ceil_div(packing.bucket(len(here)), self._parts) * self._parts, most)
-            size = _LEAST_SLOTS
-            while size < len(slots[here[0]][0]):
-                size *= 4
-            shape = (count, size)
-            places, targets = np.zeros((2, *shape), np.int32)
-            is_slot, numbers = np.zeros(shape, bool), []
-            for row, index in enumerate(here):
-                at, wanted, texts = slots[index]
-                places[row, : len(at)], targets[row, : len(at)] = at, wanted
-                is_slot[row, : len(at)] = True
-                numbers.append(texts)
-            rows = token_trees.Rows(*(_filled(x[here], count) for x in (*arrays, prefix)))
+        for first in range(0, len(slots), most):
+            left = len(slots) - first
+            count = min(ceil_div(packing.bucket(left), self._parts) * self._parts, most)
+            # Dealt out by their scored places, so that all parts have about as many.
+            here = sorted(
+                range(first, min(first + most, len(slots))), key=lambda i: -len(slots[i][0])
+            )
+            parts = [here[part :: self._parts] for part in range(self._parts)]
+            rows = token_trees.Rows(
+                *(_dealt(x, parts, count // self._parts) for x in (*arrays, prefix))
+            )
             self._counts["places"] += rows.tokens.size
-            arguments = self._placed((rows, places, targets))
-            found = _score(self._config, self._params, arguments[0], given, *arguments[1:])
-            yield np.concatenate(numbers), is_slot, found
+            hidden = _hidden(self._config, self._params, self._placed(rows), given)
+            yield [
+                (numbers, is_slot, _score(self._config, self._params, hidden, *self._placed(asked)))
+                for numbers, is_slot, asked in self._slots(length, parts, slots)
+            ]
+
+    def _slots(
+        self,
+        length: int,
+        parts: list[list[int]],
+        slots: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]]:
+        """(numbers of texts, which slots of [M, S] are theirs, (places, targets) of all), a few
+        sizes of S: as many as make good use of the devices, few enough to hold their logits."""
+        most = max(_LOGITS_BYTES // (4 * self._config.vocab_size), _LEAST_SLOTS)
+        most = 1 << (min(most, self._config.loss_chunk_tokens).bit_length() - 1)
+        flat = [
+            tuple(
+                np.concatenate([np.zeros(0, np.int64), *found])
+                for found in (
+                    [row * length + slots[index][0] for row, index in enumerate(part)],
+                    [slots[index][1] for index in part],
+                    [slots[index][2] for index in part],
+                )
+            )
+            for part in parts
+        ]
+        total = max(len(places) for places, _, _ in flat)
+        for first in range(0, total, most):
+            size = min(packing.bucket(total - first, _LEAST_SLOTS), most)
+            places, targets = np.zeros((2, len(parts), size), np.int32)
+            is_slot, numbers = np.zeros((len(parts), size), bool), []
+            for part, of in enumerate(flat):
+                at, wanted, texts = (x[first : first + size] for x in of)
+                places[part, : len(at)], targets[part, : len(at)] = at, wanted
+                is_slot[part, : len(at)] = True
+                numbers.append(texts)
+            yield np.concatenate(numbers), is_slot, (places, targets)
 
     def _placed(self, tree: Any) -> Any:
         """Arrays of rows, split over the mesh."""
@@ -329,6 +359,9 @@ class _Runner:
         return jax.tree.map(lambda x: loss.place(x, by_row), tree)
 
 
-def _filled(x: np.ndarray, rows: int) -> np.ndarray:
-    """With rows of padding behind."""
-    return np.pad(x, [(0, rows - len(x))] + [(0, 0)] * (x.ndim - 1))
+def _dealt(x: np.ndarray, parts: list[list[int]], rows: int) -> np.ndarray:
+    """Rows of x for each part, with rows of padding behind."""
+    found = np.zeros((len(parts), rows, *x.shape[1:]), x.dtype)
+    for part, here in zip(found, parts, strict=True):
+        part[: len(here)] = x[here]
+    return found.reshape(-1, *x.shape[1:])

@@ -10,7 +10,8 @@
 Counted are the tokens of the answers per second of wall time. Both sides have prompts sorted by
 length and the same number of rows at once; transformers pads a batch on the left, and all of it
 waits for the longest answer. Once each is compiled or warm they take turns, and the best of
-`ROUNDS` counts; PyTorch has one thread or all, whichever was faster when it warmed up.
+`ROUNDS` counts; PyTorch has one thread or all, whichever was faster when it warmed up. Beside them
+are tokens per CPU second, of the best round too: others on the machine disturb those less.
 
     python tests/bench/eval_generate.py
 
@@ -100,7 +101,7 @@ def ours(model: Any, prompts: Prompts, most: Sequence[int]) -> list[list[int]]:
 
 def compared(
     figure: str, config: Any, params: Any, peer: Any, prompts: Prompts, most: list[int], eos: Any
-) -> dict[str, Any]:
+) -> list[dict[str, Any]]:
     """Tokens per second of both, and how many continuations are the same."""
     from midjax.evals import batcher
 
@@ -121,26 +122,37 @@ def compared(
         "ours": lambda: ours(model, prompts, most),
         "theirs": lambda: theirs(peer, prompts, most, eos, threads),
     }
-    best = dict.fromkeys(sides, 0.0)
+    best, by_cpu = (dict.fromkeys(sides, 0.0) for _ in range(2))
     for _ in range(ROUNDS):
         for name, side in sides.items():
-            begin = time.perf_counter()
+            begin, cpu = time.perf_counter(), time.process_time()
             tokens = sum(map(len, side()))
             best[name] = max(best[name], tokens / (time.perf_counter() - begin))
+            by_cpu[name] = max(by_cpu[name], tokens / (time.process_time() - cpu))
     same = sum(one == other for one, other in zip(written, also, strict=True))
     ratio = best["ours"] / best["theirs"]
-    return {
-        "figure": f"{figure}, tokens per second ({same} of {len(prompts)} the same)",
-        "value": round(best["ours"]),
-        "peer": round(best["theirs"]),
-        "ratio": ratio,
-        "target": f">= {TARGET}x",
-        # Left padding changes the last digits, and with them a choice between near equals.
-        "met": ratio >= TARGET and same >= 0.9 * len(prompts),
-    }
+    return [
+        {
+            "figure": f"{figure}, tokens per second ({same} of {len(prompts)} the same)",
+            "value": round(best["ours"]),
+            "peer": round(best["theirs"]),
+            "ratio": ratio,
+            "target": f">= {TARGET}x",
+            # Left padding changes the last digits, and with them a choice between near equals.
+            "met": ratio >= TARGET and same >= 0.9 * len(prompts),
+        },
+        {
+            "figure": f"{figure}, tokens per CPU second",
+            "value": round(by_cpu["ours"]),
+            "peer": round(by_cpu["theirs"]),
+            "ratio": by_cpu["ours"] / by_cpu["theirs"],
+            "target": "-",
+            "met": True,
+        },
+    ]
 
 
-def stories() -> dict[str, Any]:
+def stories() -> list[dict[str, Any]]:
     import tokenizers
 
     from midjax import demo_data
@@ -172,7 +184,7 @@ def stories() -> dict[str, Any]:
     return compared("stories", config, params, peer, prompts, [200] * len(prompts), 1)
 
 
-def random() -> dict[str, Any]:
+def random() -> list[dict[str, Any]]:
     from midjax.model import hf
 
     torch.manual_seed(0)
@@ -194,7 +206,7 @@ def random() -> dict[str, Any]:
 def main() -> int:
     transformers.logging.set_verbosity_error()
     logging.disable(logging.WARNING)
-    made = [stories(), random()]
+    made = [*stories(), *random()]
     print("figure | ours | peer | ratio | target | met")
     for row in made:
         ratio = f"{row['ratio']:.2f}"

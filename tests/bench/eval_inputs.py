@@ -15,6 +15,8 @@ from typing import Any
 
 LETTERS = "ABCD"
 SUBJECTS = ("anatomy", "astronomy", "virology", "world_religions")
+# Of the public validation set's subjects two with enough questions by themselves.
+LARGE_SUBJECTS = ("miscellaneous", "professional_psychology")
 BBH = ("boolean_expressions", "date_understanding")
 
 
@@ -74,7 +76,7 @@ def _given(data: pathlib.Path, documents: int) -> dict[str, list[dict[str, Any]]
     ]
     for ours, theirs in (("test", "validation"), ("dev", "dev")):
         every = list(lines(data / "mmlu" / f"{theirs}.jsonl.gz"))
-        for subject in SUBJECTS:
+        for subject in SUBJECTS + LARGE_SUBJECTS:
             found[f"mmlu/{subject}/{ours}"] = [r for r in every if r["subject"] == subject][
                 :documents
             ]
@@ -123,7 +125,7 @@ def _made(documents: int) -> dict[str, list[dict[str, Any]]]:
             for _ in range(documents)
         ],
     }
-    for subject in SUBJECTS:
+    for subject in SUBJECTS + LARGE_SUBJECTS:
         found[f"mmlu/{subject}/dev"] = [choice(subject) for _ in range(5)]
         found[f"mmlu/{subject}/test"] = [choice(subject) for _ in range(documents)]
     return found

@@ -34,20 +34,21 @@ def speed(requests: str, folder: str, out: str) -> None:
             Instance(request_type="loglikelihood", doc={}, arguments=tuple(pair), idx=i)
             for i, pair in enumerate(pairs)
         ]
-        begin = time.perf_counter()
+        begin, cpu = time.perf_counter(), time.process_time()
         answers = model.loglikelihood(instances, disable_tqdm=True)
-        return time.perf_counter() - begin, answers
+        return time.perf_counter() - begin, time.process_time() - cpu, answers
 
     found = {}
     for name, pairs in asked.items():
-        best = None
+        best, least_cpu = None, float("inf")
         for batch_size in BATCH_SIZES:
             model = hf(folder, batch_size)
             timed(model, pairs[: 2 * batch_size])  # warm
-            seconds, answers = timed(model, pairs)
+            seconds, cpu, answers = timed(model, pairs)
             if best is None or seconds < best["seconds"]:
                 best = {"seconds": seconds, "batch_size": batch_size, "answers": answers}
-        found[name] = best
+            least_cpu = min(least_cpu, cpu)
+        found[name] = best | {"cpu": least_cpu}
     with open(out, "w") as file:
         json.dump(found, file)
 

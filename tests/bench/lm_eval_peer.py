@@ -70,7 +70,9 @@ def tasks(folder_of_tasks: str, folder: str, out: str) -> None:
             bootstrap_iters=0,
             **settings,
         )
-        samples = sorted(result["samples"][name], key=lambda sample: sample["doc_id"])
+        # A document is there once for each filter of its answer.
+        by_document = {sample["doc_id"]: sample for sample in reversed(result["samples"][name])}
+        samples = [by_document[number] for number in sorted(by_document)]
         found[name] = {
             "metrics": {k: v for k, v in result["results"][name].items() if "," in k},
             "arguments": [list(sample["arguments"]) for sample in samples],

@@ -14,6 +14,7 @@ exits with 1 where a target is missed.
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import subprocess

@@ -149,6 +149,7 @@ class _Group:
         )
         self._eos = np.full(packing.bucket(len(model.eos_ids), 8), -1, np.int32)
         self._eos[: len(model.eos_ids)] = model.eos_ids
+        self._ends = frozenset(model.eos_ids)
         self._longest_prompt = max(len(one.prompt) for one in asked.values())
         self._longest = max(one.tokens for one in asked.values())
         first = max(self._longest_prompt + model.chunk_tokens, _LEAST_SLOTS)
@@ -271,10 +272,10 @@ class _Group:
     def _grow(self, rows: Sequence[int], written: np.ndarray, ended: Ended) -> None:
         """Adds what rows wrote, [B, tokens] with -1 after their end, and frees those that ended."""
         done = set()
-        for row in rows:
+        for row, tokens in zip(rows, written[list(rows)].tolist(), strict=True):
             number = self._in_row[row]
-            fresh = written[row][written[row] >= 0].tolist()
-            stop = next((i for i, token in enumerate(fresh) if token in self._eos), None)
+            fresh = [token for token in tokens if token >= 0]
+            stop = next((i for i, token in enumerate(fresh) if token in self._ends), None)
             self._new[number] += fresh[:stop]
             if stop is not None or len(self._new[number]) == self._asked[number].max_new_tokens:
                 done.add(number)

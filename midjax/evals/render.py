@@ -82,9 +82,19 @@ def prepare(
         other = dataclasses.replace(task.data, split=str(split), sample=None)
         task = dataclasses.replace(task, data=other)
     counts = collections.Counter[str]() if left_out is None else left_out
-    documents = task_data.read(
-        task, folder, subsets=subsets, sample=sample, online=online, left_out=counts
-    )
+    count = task.shots.count if shots is None else shots
+    from_split = count > 0 and task.shots.take != "list" and not task.shots.file
+    try:
+        documents = task_data.read(
+            task, folder, subsets=subsets, sample=sample, online=online, left_out=counts
+        )
+    except task_data.MissingDataError as error:
+        if from_split and not online and task.shots.split != (task.data and task.data.split):
+            try:
+                _pool(task, folder, subsets, online)
+            except task_data.MissingDataError as other:
+                raise task_data.MissingDataError.both(error, other) from error
+        raise
     if limit is not None:
         every = len(documents)
         documents = [
@@ -93,29 +103,33 @@ def prepare(
             for d in examples_lib.of_subset(documents, s)[:limit]
         ]
         counts["limit"] += every - len(documents)
-    count = task.shots.count if shots is None else shots
-    pool: list[task_data.Document] = []
     texts = {}
     if task.shots.file:
         for subset in examples_lib.subsets(documents):
             texts[subset] = task_data.text_file(task, folder, task.shots.file, subset)
-    elif count and task.shots.take != "list":
-        whole = task.shots.split == (task.data and task.data.split)
-        try:
-            pool = task_data.read(
-                task,
-                folder,
-                split=task.shots.split,
-                subsets=subsets,
-                sample=_ALL if whole else None,
-                online=online,
-            )
-        except task_data.MissingDataError as error:
-            note = f"Its examples are of the split {task.shots.split!r} (Tasks.shots = 0 asks none)"
-            raise task_data.MissingDataError.of(note, error) from error
+    pool = _pool(task, folder, subsets, online) if from_split else []
     return instances(
         task, documents, pool=pool, texts=texts, shots=shots, variables=variables, noted=noted
     )
+
+
+def _pool(
+    task: tasks.Task, folder: str, subsets: Sequence[str] | None, online: bool
+) -> list[task_data.Document]:
+    """The documents that examples are taken of."""
+    whole = task.shots.split == (task.data and task.data.split)
+    try:
+        return task_data.read(
+            task,
+            folder,
+            split=task.shots.split,
+            subsets=subsets,
+            sample=_ALL if whole else None,
+            online=online,
+        )
+    except task_data.MissingDataError as error:
+        note = f"Its examples are of the split {task.shots.split!r} (Tasks.shots = 0 asks none)"
+        raise task_data.MissingDataError.of(note, error) from error
 
 
 def instances(

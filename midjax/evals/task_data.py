@@ -40,6 +40,13 @@ class MissingDataError(FileNotFoundError):
         found.brief = f"{error.brief}; {note[0].lower()}{note[1:]}" if error.brief else ""
         return found
 
+    @classmethod
+    def both(cls, first: "MissingDataError", second: "MissingDataError") -> "MissingDataError":
+        """Two of one task, said at once."""
+        found = cls(f"{first} {second}")
+        found.brief = "; ".join(filter(None, (first.brief, second.brief)))
+        return found
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Document:
@@ -339,7 +346,7 @@ def _fetched(task: tasks.Task, split: str, subset: str, stem: str) -> Iterator[d
     try:
         found = datasets.load_dataset(data.hub, config, split=split)
     # Not reached, not there, without such a split or configuration, or only by code of its own.
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         said = str(error).partition("\n")[0][:200]
         why = f"{data.hub} was not fetched ({type(error).__name__}: {said}), and "
         raise _missing(task, stem, why) from error
@@ -361,5 +368,5 @@ def _missing(task: tasks.Task, stem: str, why: str = "") -> MissingDataError:
         f"{', '.join(_ENDINGS)} of that name, in parts or in a folder). "
         f"Get it from {origin}, and put it there."
     )
-    error.brief = f"{task.name}: {why}{stem}, from {origin}"
+    error.brief = f"{task.name}: {why}{'there is no ' if why else ''}{stem}, from {origin}"
     return error

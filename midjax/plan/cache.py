@@ -46,6 +46,7 @@ _SOURCES = (
     "batches/batch.py",
     "plan/program.py",
     "plan/dump.py",
+    "plan/worker.py",
 )
 
 

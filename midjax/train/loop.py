@@ -388,7 +388,9 @@ def _loop(
             # end has none: the one that goes on makes up for it.
             if evaluator.is_due(step) and (step == last or not is_over):
                 ends = _evaluated(begun, step, state.params, journal, recorder, stop)
-                if ends and not saved:
+                # Cut short among skipped updates: the last good checkpoint stays, as above.
+                among_skips = stop.has_interrupted and bool(recorder.watch.steps)
+                if ends and not saved and not among_skips:
                     _save(begun, step, state, account, journal, recorder, store)
                 evaluator.end_if_failed(step, journal, store.wait)
                 if stop.has_interrupted:

@@ -177,6 +177,16 @@ def test_picked_examples_are_found_in_a_split(tmp_path, capsys):
         render.prepare(own, str(tmp_path))
 
 
+def test_all_that_is_missing_is_said_at_once(tmp_path):
+    with pytest.raises(task_data.MissingDataError) as caught:
+        render.prepare(task.load("squad"), str(tmp_path))
+    for words in ("squad/validation", "squad/train", "Its examples are of the split 'train'"):
+        assert words in str(caught.value) and words.lower() in caught.value.brief.lower()
+    with pytest.raises(task_data.MissingDataError) as caught:
+        render.prepare(task.load("squad"), str(tmp_path), shots=0)
+    assert "squad/train" not in str(caught.value)
+
+
 def test_an_example_that_is_lost_is_counted(tmp_path):
     """A question that another split holds too, as its first example."""
     shots = '\n[shots]\ncount = 1\nsplit = "train"\ntake = "first"\n'

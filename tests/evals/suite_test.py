@@ -331,6 +331,13 @@ def test_data_may_be_fetched_from_the_hub(made, tmp_path, monkeypatch, capsys):
     )
     assert words in told and "Get it from the Hugging Face data set who/set" in told
     assert f"there is no {tmp_path}/data/set/test" in told
+
+    def broken(name, config, *, split):
+        raise datasets.exceptions.DatasetGenerationError("An error occurred while generating")
+
+    monkeypatch.setattr(datasets, "load_dataset", broken)
+    assert asked(made, "ranked.toml", Tasks__online=True, **given) == 2
+    assert "(DatasetGenerationError: An error occurred" in capsys.readouterr().err
     assert asked(made, "likely.toml", Tasks__online=True, **given) == 2  # names no data set
     assert "they are not on the Hugging Face hub, and there is no" in capsys.readouterr().err
 

@@ -43,11 +43,13 @@ def usable(
       sandbox: see `needs_sandbox`; each task's own example is tried in it.
 
     Raises:
-      ValueError: none is left.
+      ValueError: none is left, or the task's fields are not those that its form needs.
     """
     has_steps = any(metric.name.startswith("step_") for metric in task.metrics)
     if task.agent is None and not has_steps:
         return list(instances)
+    for one in instances:
+        _check_fields(task, one, has_steps)
     reasons = [""] * len(instances)
     if has_steps:
         reasons = [_step_reason(one) for one in instances]
@@ -58,8 +60,9 @@ def usable(
     seen: set[Any] = set()
     kept = []
     for instance, reason in zip(instances, reasons, strict=True):
-        if not reason and instance.requests in seen:
-            reason = "asked already"  # records that are the beginning of others
+        # Conversations that are the beginning of others; shell tasks of one text differ in worlds.
+        if not reason and not needs_sandbox(task) and instance.requests in seen:
+            reason = "asked already"
         if reason:
             left_out[reason.partition(":")[0]] += 1
         else:
@@ -73,6 +76,26 @@ def usable(
             f"{task.name}: none of {len(instances)} documents can be asked: {dict(left_out)}."
         )
     return kept
+
+
+def _check_fields(task: tasks.Task, instance: render.Instance, has_steps: bool) -> None:
+    """Refuses a task file whose fields can't be played, before a model is read."""
+    wanted = {"system"} if has_steps else {"turns"}
+    if task.agent is not None and task.agent.form == "toolbench":
+        wanted.add("conversations")
+    if missing := sorted(wanted - set(instance.fields)):
+        raise ValueError(
+            f"{task.name}: [fields] lacks {', '.join(missing)}, which its form needs; it has "
+            f"{', '.join(sorted(instance.fields))}."
+        )
+    if not has_steps:
+        try:
+            _opening(instance)
+        except TypeError as error:
+            raise ValueError(
+                f"{task.name}, document {instance.id}: 'turns' must be a list of objects with "
+                f"role and content, got {str(instance.fields['turns'])[:200]}."
+            ) from error
 
 
 def _step_reason(instance: render.Instance) -> str:
@@ -114,7 +137,7 @@ def play(
 
     Args:
       task: of kind "agent".
-      instances: from `usable`.
+      instances: from `usable`; recorded replies are those of their conversations.
       model: an engine with a `scorer`, whose tokenizer and context are asked.
       folder: the data folder.
       sandbox: see `needs_sandbox`.

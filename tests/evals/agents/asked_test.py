@@ -2,6 +2,7 @@
 """Agents through the suite: who knows the answers solves all, who writes nonsense nothing; limits,
 what is left out, and a model of its own end to end."""
 
+import collections
 import json
 import types
 
@@ -13,6 +14,8 @@ import tiny_model
 from midjax import __main__ as cli
 from midjax import files
 from midjax.evals import likelihood_tokens, suite
+from midjax.evals import task as tasks
+from midjax.evals.agents import asked as agents
 from midjax.evals.agents import toolbench
 from midjax.evals.sandbox import program, selftest
 from midjax.model import hf
@@ -279,3 +282,19 @@ def test_what_no_agent_can_play_is_refused(made, monkeypatch):
     monkeypatch.setattr("jax.process_count", lambda: 2)
     with pytest.raises(ValueError, match="plays episodes, which several processes can't"):
         run(made, "toolbench_episodes", Scripted(with_tools))
+
+
+def test_shell_tasks_of_one_text_are_asked_each_and_fields_are_checked_first():
+    def instance(**fields):
+        return types.SimpleNamespace(id="1", subset="", fields=fields, requests=("a text",))
+
+    box = types.SimpleNamespace(map=lambda function, some: [""] * len(some))
+    left_out = collections.Counter()
+    twice = [instance(turns=[{"role": "user", "content": "Count."}], world=n) for n in (1, 2)]
+    assert agents.usable(tasks.load("os_tasks"), twice, "", box, left_out) == twice
+    assert not +left_out
+    with pytest.raises(ValueError, match="lacks conversations, turns, .* it has world"):
+        agents.usable(tasks.load("toolbench_episodes"), [instance(world=1)], "", None, left_out)
+    odd = [instance(turns=[{"from": "user"}], conversations=[])]
+    with pytest.raises(ValueError, match="document 1: 'turns' must be a list of objects with role"):
+        agents.usable(tasks.load("toolbench_episodes"), odd, "", None, left_out)

@@ -58,8 +58,7 @@ class Case:
       maxtext: its arguments.
       maxtext_flags: name -> flags of the compiler; the fastest of them is the peer.
       targets: (most of the peer's time, most of its memory), one of which must hold.
-      most_hardware_flops: of ours over the model's own: 1.35 where the policy makes nearly
-        everything again, to save memory; 1.08 where it is one for all of a chip's memory.
+      most_hardware_flops: of ours over the model's own.
       microbatches: of ours.
     """
 
@@ -151,7 +150,6 @@ CASES = {
         model=_llama(**_70B, remat="save_attention"),
         maxtext=_MAXTEXT_70B,
         maxtext_flags={"published": PUBLISHED, "large VMEM": LARGE_VMEM, "ours": _ours("v5p")},
-        most_hardware_flops=1.35,
     ),
     "Llama-2-70B on v5p-512, for all of its memory": Case(
         slice="v5p-512", rows=512, tokens=4096, mesh=_fsdp(),

@@ -5,7 +5,6 @@ import collections
 import gzip
 import json
 import pathlib
-import random
 
 import pytest
 
@@ -117,34 +116,6 @@ def shown(instance):
     return [line[3:] for line in instance.requests[0].context.splitlines() if line[:3] == "Q: "]
 
 
-def test_examples_first_one_draw_and_a_draw_each(tmp_path):
-    asked, pool = questions(3), questions(9)
-    shots = '\n[shots]\ncount = 2\nsplit = "train"\ntake = "{}"\nseed = 7\n'
-    first = render.instances(a_task(tmp_path, CHOICE + shots.format("first")), asked, pool=pool)
-    # The pool holds the same records: what is drawn is not looked at for its split "train".
-    assert shown(first[2]) == ["q0", "q1", "q2"]
-    names = [f"q{i}" for i in range(9)]
-    once = render.instances(a_task(tmp_path, CHOICE + shots.format("sample")), asked, pool=pool)
-    drawn = random.Random(7).sample(names, 2)
-    assert shown(once[2]) == [*[name for name in drawn if name != "q2"], "q2"]
-    each = render.instances(a_task(tmp_path, CHOICE + shots.format("each")), asked, pool=pool)
-    generator = random.Random(7)
-    for i, instance in enumerate(each):
-        drawn = generator.sample(names, 2)
-        assert shown(instance) == [*[name for name in drawn if name != f"q{i}"], f"q{i}"]
-
-
-def test_a_question_is_not_its_own_example_where_the_split_is_the_same(tmp_path):
-    shots = '\n[shots]\ncount = 2\nsplit = "test"\ntake = "first"\n'
-    asked = questions(3)
-    found = render.instances(a_task(tmp_path, CHOICE + shots), asked, pool=asked)
-    assert [shown(instance) for instance in found] == [
-        ["q1", "q2", "q0"],
-        ["q0", "q2", "q1"],
-        ["q0", "q1", "q2"],
-    ]
-
-
 def test_picked_examples_are_found_in_a_split(tmp_path, capsys):
     """By what they are asked, and among several of that by what they show."""
 
@@ -217,12 +188,6 @@ def test_a_field_that_is_not_there_is_named_with_its_document(tmp_path):
     wrong = documents([{"options": ["a", "b"], "right": 1}])
     with pytest.raises(template.TemplateError, match="Document 0: .*'question' is undefined"):
         render.instances(a_task(tmp_path, CHOICE), wrong)
-
-
-def test_too_few_examples_are_refused(tmp_path):
-    shots = '\n[shots]\ncount = 2\nsplit = "train"\ntake = "first"\n'
-    with pytest.raises(ValueError, match="'train' has 1 documents .* 2 are needed"):
-        render.instances(a_task(tmp_path, CHOICE + shots), questions(1), pool=questions(1))
 
 
 def test_examples_from_a_file_begin_after_the_canary(tmp_path):

@@ -5,7 +5,6 @@ import json
 
 import pytest
 import tiny_run as tiny
-from quick_compilation import quick_compilation  # noqa: F401 (a fixture)
 
 import midjax.__main__ as cli
 from midjax import against_verb, files, opening, verbs

@@ -9,7 +9,10 @@ import os
 import shutil
 import tempfile
 
+import quick_compilation
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+quick_compilation.begin()
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _cache = tempfile.mkdtemp(prefix="midjax-test-compiled-")
     atexit.register(shutil.rmtree, _cache, ignore_errors=True)

@@ -6,11 +6,11 @@ import pathlib
 import subprocess
 import sys
 
+import quick_compilation
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Against a process that hangs in a collective; on a loaded machine the longest takes minutes.
 TIMEOUT_SECONDS = 900
-# Nothing runs long enough in such a process to be worth optimising: see quick_compilation.py.
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 def environment(count: int, *flags: str) -> dict[str, str]:
@@ -21,6 +21,7 @@ def environment(count: int, *flags: str) -> dict[str, str]:
         # to wait for the others where tests run side by side.
         f"--xla_cpu_collective_call_terminate_timeout_seconds={TIMEOUT_SECONDS}",
         f"--xla_cpu_collective_call_warn_stuck_timeout_seconds={TIMEOUT_SECONDS}",
+        *quick_compilation.XLA_FLAGS,
         *flags,
     )
     path = os.pathsep.join(str(path) for path in (ROOT, ROOT / "tests"))
@@ -33,7 +34,9 @@ def environment(count: int, *flags: str) -> dict[str, str]:
 
 def run_script(script: str, output: pathlib.Path, *, count: int = 4) -> None:
     """Runs a test file as a script, `script output`, on emulated CPU devices."""
-    place = environment(count) | QUICK
     subprocess.run(
-        [sys.executable, script, str(output)], env=place, check=True, timeout=TIMEOUT_SECONDS
+        [sys.executable, script, str(output)],
+        env=environment(count),
+        check=True,
+        timeout=TIMEOUT_SECONDS,
     )

@@ -8,7 +8,6 @@ import types
 import byte_pairs
 import pytest
 import tiny_model
-from quick_compilation import quick_compilation  # noqa: F401 (a fixture)
 
 from midjax import lm_eval_model
 from midjax.evals import requests

@@ -42,7 +42,8 @@ class Engine:
         """For each request its `samples` continuations, without what stopped them.
 
         A context that does not fit together with what may follow loses its beginning; that is
-        counted as in `Scorer.counts`.
+        counted as in `Scorer.counts`, and so are continuations that had not ended after the most
+        tokens that they may have.
 
         Raises:
           ValueError: a context without a token, or no room for one. Nothing has been computed then.
@@ -77,6 +78,10 @@ class Engine:
             batch_rows=self.batch_rows,
         )
         found = batcher.continuations(model, wanted, ended)
+        self.scorer.counts["texts cut"] += sum(
+            len(new) == one.max_new_tokens and not text.has_stopped(new)
+            for one, text, new in zip(wanted, texts, found, strict=True)
+        )
         answers = (text.cut(new) for text, new in zip(texts, found, strict=True))
         return [tuple(next(answers) for _ in range(request.samples)) for request in asked]
 

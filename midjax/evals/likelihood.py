@@ -53,7 +53,7 @@ class Scorer:
       between: called between batches; what it raises ends the question.
       counts: what was done so far: "requests"; "tokens", which the requests' texts have; "places",
         which were computed for them, padding included; "cut requests" and "cut tokens", what was
-        cut off at the left of texts that were too long.
+        cut off at the left of texts that were too long; "texts cut", by `engine`.
     """
 
     config: architecture.TransformerConfig

@@ -13,7 +13,8 @@
     documents  [{"task", "subset", "id", "scores": {metric: value}, ...}], see `task_rows`
 
 A number that is not finite is null. "counts" says what became of every document and prompt: `left
-out` by whom, prompts with `fewer examples`, or `cut` and by how many tokens, `empty` answers.
+out` by whom, prompts with `fewer examples`, or `cut` and by how many tokens, `texts cut` at the
+most tokens that they may have, `empty` answers.
 """
 
 import collections
@@ -40,6 +41,9 @@ from midjax.evals.agents import asked
 from midjax.evals.metrics import scoring
 from midjax.evals.sandbox import run as sandboxes
 from midjax.evals.sandbox import selftest
+
+# Of `Scorer.counts`.
+_CUT = ("cut requests", "cut tokens", "texts cut")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -197,9 +201,7 @@ def run(config: Tasks, inputs: Inputs, model: engine.Engine) -> Asked:
         before = collections.Counter(model.scorer.counts)
         told: list[Any] = []
         answers, judge = _answers(config, inputs, one, model, told)
-        cut = {
-            key: model.scorer.counts[key] - before[key] for key in ("cut requests", "cut tokens")
-        }
+        cut = {key: model.scorer.counts[key] - before[key] for key in _CUT}
         score = scores[task.name] = scoring.score(task, instances, answers, judge=judge)
         rows = task_rows.of(task, instances, answers, score, told)
         documents += rows
@@ -231,19 +233,21 @@ def _answers(
     config: Tasks, inputs: Inputs, one: Prepared, model: engine.Engine, told: list[Any]
 ) -> tuple[Sequence[Sequence[render.Answer]], scoring.Judge | None]:
     """What the model says to each document, and who judges it, see `judges.of`."""
-    task = one.task
+    task, sandbox = one.task, inputs.sandbox
+    if sandbox is not None:
+        sandbox = dataclasses.replace(sandbox, between=model.scorer.between)
     if task.kind != "agent":
-        return render.ask(model, one.instances), judges.of(task, inputs.sandbox, told)
+        return render.ask(model, one.instances), judges.of(task, sandbox, told)
     outcomes = asked.play(
         task,
         one.instances,
         model,
         folder=config.data,
-        sandbox=inputs.sandbox,
+        sandbox=sandbox,
         variables=_variables(config, task),
         at_once=config.batch_rows,
     )
-    told += [asked.row(task, outcome, inputs.tokenizer) for outcome in outcomes]
+    told += [asked.row(outcome, inputs.tokenizer) for outcome in outcomes]
     said = [[turn.content for turn in o.messages if turn.role == "assistant"] for o in outcomes]
     answers = [((turns[-1] if turns else "",),) for turns in said]
     return answers, lambda pairs: [outcome.solved for outcome in outcomes]

@@ -51,6 +51,8 @@ def _notes(task: Mapping[str, Any]) -> str:
         found.append(f"{left_out} documents left out ({', '.join(counts['left out'])})")
     if counts["cut requests"]:
         found.append(f"{counts['cut requests']} prompts cut")
+    if counts["texts cut"]:
+        found.append(f"{counts['texts cut']} texts not ended")
     for key in ("fewer examples", "other examples", "empty", "no answer", "not finite"):
         if counts.get(key):
             found.append(f"{counts[key]} {key}")

@@ -32,7 +32,12 @@ from midjax.train import recipe as train_lib
 # Seconds between two signs of life of a compilation.
 _TELL_EVERY = 20.0
 # Of the shell: they would change what is compiled, and a run on TPU gets its flags elsewhere.
-_NOT_INHERITED = ("LIBTPU_INIT_ARGS", "XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")
+_NOT_INHERITED = (
+    "LIBTPU_INIT_ARGS",
+    "XLA_FLAGS",
+    "JAX_COMPILATION_CACHE_DIR",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS",
+)
 _WORKER = ["-m", "midjax.plan.worker"]
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",

@@ -5,8 +5,8 @@ SIGTERM --> the update that is being made --Stop.reached--> a save, waited for -
 exit code 42: the same command goes on, bit for bit
 
 Of several processes one that gets it is enough: JAX makes all of them stop after the same update.
-An evaluation of one process alone stops between two batches, and is made up for; several, which
-would have to agree about the batch, finish theirs.
+An evaluation of one process alone stops between two batches, or two programs of a code task, and
+is made up for; several, which would have to agree about the batch, finish theirs.
 A save in flight is waited for. More signals change nothing. Where the time does not suffice and the
 process is killed, the checkpoint that it was writing is never listed, and the one before it holds.
 """
@@ -59,7 +59,7 @@ class Stop:
         self._is_signalled = True
 
     def interrupt(self) -> None:
-        """To be called between batches of an evaluation.
+        """To be called between batches or programs of an evaluation.
 
         Raises:
           CutShortError: the run was asked to end.

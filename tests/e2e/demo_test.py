@@ -1,24 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole job on the real corpora, every verb and recipe of the demo, with few tokens."""
+"""The whole job on the real corpora, every verb and recipe of the demo, with few tokens.
 
+Of what is held out there are the first documents alone: evaluations are most of the time.
+"""
+
+import gzip
 import json
 
 import pytest
 
 from midjax import __main__ as cli
-from midjax import checkpoint, demo
+from midjax import checkpoint, demo, files
 
 # The recipes as they are, but for how long they train and how much they generate.
 SHORT = {
     "train": ["--gin.Train.train_tokens=6_144", "--gin.Schedule.warmup_steps=0"],
     "eval": ["--gin.Samples.max_new_tokens=2", "--gin.LongDocuments.bucket_tokens=512"],
 }
+HELD_OUT = 4  # documents of each domain
 DECAYS = {"anneal": "--gin.Schedule.decay_tokens=6_144", "extend": "--gin.Schedule.decay_steps=2"}
+
+
+def hold_out(folder):
+    """The first documents that the demo holds out, as files of folder."""
+    for domain in ("prose", "code", "maths"):
+        name = f"{domain}.heldout.jsonl.gz"
+        packed = files.path(f"package:demo_data/{name}").read_bytes()
+        lines = gzip.decompress(packed).splitlines(keepends=True)
+        (folder / name).write_bytes(gzip.compress(b"".join(lines[:HELD_OUT])))
 
 
 def shortened(line):
     verb, recipe = line[0], line[1]
     extra = list(SHORT.get(verb, []))
+    if verb == "tokenize" and "stories" not in recipe:
+        extra += [
+            f"--gin.heldout_{domain}/JsonLines.path={domain}.heldout.jsonl.gz"
+            for domain in ("prose", "code", "maths")
+        ]
     if verb == "train" and ("midtrain" in recipe or "control.gin" in recipe):
         extra.append(DECAYS["anneal"])
         if "midtrain" in recipe:
@@ -38,6 +57,7 @@ def output(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        hold_out(folder)
         demo.run([], lambda line: cli.main(shortened(line)))
         # Twice in a row: all is kept. What only reads is done again, and need not be here.
         kept = ("tokenize", "train", "import")
@@ -62,7 +82,7 @@ def test_evals_name_every_domain(output):
         assert set(result["domains"]) == {"prose", "code", "maths"}
         # An untrained model of 2,048 tokens: about 11 bits per token of about 3 bytes.
         assert all(2 < d["bits_per_byte"] < 5 for d in result["domains"].values())
-        assert len(result["samples"]) == 4 and result["by_position"]["documents"] == 11
+        assert len(result["samples"]) == 4 and result["by_position"]["documents"] == HELD_OUT
 
 
 def test_a_model_of_others_is_mid_trained(output):
@@ -104,7 +124,7 @@ def test_the_extension_recipes_go_on_from_the_demo(output, monkeypatch):
     assert all(0 < cell["nats_per_token"] < 20 for cell in cells)
     (cell,) = after["long_tasks"]["cells"]
     assert cell["inexact"] == 0 and 2 < cell["bits_per_byte"] < 20
-    assert after["context_tokens"] == 1024 and after["by_position"]["documents"] == 11
+    assert after["context_tokens"] == 1024 and after["by_position"]["documents"] == HELD_OUT
     start = json.loads((output / "extend_4x" / "events.jsonl").read_text().splitlines()[0])
     assert start["event"] == "start" and start["packing"]["long_prose"]["dropped"] == {
         "fewer than 2049 tokens": 22

@@ -6,12 +6,12 @@ same losses to 1e-5. And they end together: at SIGTERM to one, and where one fai
 """
 
 import json
-import os
 import shutil
 import socket
 import subprocess
 import sys
 
+import devices
 import pytest
 import tiny_run as tiny
 
@@ -83,8 +83,7 @@ def start(folder, name, processes, *arguments, how="", after=-1, run=None):
         address = f"127.0.0.1:{free.getsockname()[1]}"
     run_dir = str(folder / (run or name))
     recipe = [f"--gin_file={folder}/recipe/config.gin", f"--gin.Train.run_dir={run_dir}"]
-    flags = f"--xla_force_host_platform_device_count={4 // processes}"
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    env = devices.environment(4 // processes)
     if processes > 1:
         env |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
     return [

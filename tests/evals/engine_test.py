@@ -50,10 +50,13 @@ def test_continuations_begin_as_the_tokenizer_says_and_lose_what_does_not_fit(ma
 
 
 def test_what_stops_a_continuation_is_not_in_it(made):
+    before = made.scorer.counts["texts cut"]
     (whole,) = made.generate([requests.Generate(context="cab", stop=(), max_new_tokens=8)])[0]
     stop = whole[2:4]
     (cut,) = made.generate([requests.Generate(context="cab", stop=(stop,), max_new_tokens=8)])[0]
     assert cut == whole[: whole.index(stop)]
+    # The first had more to say after eight tokens.
+    assert made.scorer.counts["texts cut"] - before == 1
 
 
 def test_likelihoods_are_the_scorers(made):

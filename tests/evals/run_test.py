@@ -300,7 +300,7 @@ def on_mesh(config, **axes):
     given = [fields, dataclasses.asdict(model()), axes]
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(ON_A_MESH), *map(json.dumps, given)],
-        env=devices.environment(math.prod(axes.values())) | devices.QUICK, capture_output=True,
+        env=devices.environment(math.prod(axes.values())), capture_output=True,
         text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

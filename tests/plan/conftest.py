@@ -3,6 +3,7 @@
 
 import plan_recipes
 import pytest
+from quick_compilation import thorough_compilation  # noqa: F401 (a fixture)
 
 from midjax.plan import compiler
 

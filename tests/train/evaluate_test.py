@@ -12,7 +12,6 @@ import jax
 import numpy as np
 import pytest
 import tiny_run as tiny
-from quick_compilation import quick_compilation  # noqa: F401 (a fixture)
 
 import midjax.__main__ as cli
 from midjax import checkpoint, config, files, log, verbs

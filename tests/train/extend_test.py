@@ -12,6 +12,7 @@ import pathlib
 import pytest
 import schedules
 import tiny_run as tiny
+from quick_compilation import thorough_compilation  # noqa: F401 (a fixture)
 
 from midjax import __main__ as cli
 from midjax import checkpoint, config

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 import tiny_run as tiny
+from quick_compilation import thorough_compilation  # noqa: F401 (a fixture)
 
 from midjax import checkpoint
 from midjax.batches import readers, starts

@@ -216,17 +216,14 @@ def said_tokens(tokenizer: Any, talk: Sequence[episode.Message]) -> int:
     return sum(map(len, tokenizer.bare(said))) if said else 0
 
 
-def row(task: tasks.Task, outcome: episode.Outcome, tokenizer: Any) -> dict[str, Any]:
+def row(outcome: episode.Outcome, tokenizer: Any) -> dict[str, Any]:
     """What a document's line holds: the turns, how they ended, what was cut and why."""
-    assert task.generate is not None
     said = [turn for turn in outcome.messages if turn.role == "assistant"]
-    most = task.generate.max_new_tokens
-    full = sum(said_tokens(tokenizer, [turn]) >= most for turn in said)
     return {
         "ended": outcome.how,
         "verdict": outcome.reason or "solved",
         "rounds": outcome.rounds,
         "tokens": said_tokens(tokenizer, said),
-        "cut": {**outcome.counts, **({"turns without an end": full} if full else {})},
+        "cut": dict(outcome.counts),
         "turns": [dataclasses.asdict(turn) for turn in outcome.messages],
     }

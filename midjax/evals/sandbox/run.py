@@ -60,6 +60,7 @@ class Sandbox:
       limits: of every program.
       workers: programs that run at a time.
       site_packages: installed packages, such as numpy, can be imported inside.
+      between: called after each of the items of `map`; what it raises ends it.
     """
 
     bwrap: str
@@ -67,6 +68,7 @@ class Sandbox:
     limits: limits_lib.Limits
     workers: int
     site_packages: bool = False
+    between: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -93,8 +95,12 @@ class Sandbox:
     def map(self, function: Callable, items: Sequence) -> list:
         """`[function(item) for item in items]`, `workers` at a time."""
         with concurrent.futures.ThreadPoolExecutor(self.workers) as pool:
+            found = []
             try:
-                return list(pool.map(function, items))
+                for one in pool.map(function, items):
+                    found.append(one)
+                    self.between()
+                return found
             finally:  # after an error or Ctrl-C, what has not begun does not begin
                 pool.shutdown(wait=False, cancel_futures=True)
 

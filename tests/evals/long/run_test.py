@@ -174,7 +174,7 @@ def test_lengths_that_are_not_met_are_told(opened, capsys):
     assert "1 prompts are shorter than asked for, by 2 tokens" in capsys.readouterr().out
 
 
-def test_a_model_reads_rows_beyond_its_context(tmp_path, quick_compilation):
+def test_a_model_reads_rows_beyond_its_context(tmp_path):
     """Nats of the gold answers, by one forward pass each."""
     tokenizer = long_answers.byte_level()
     source = long_answers.source(tmp_path / "prose", tokenizer, long_answers.texts())

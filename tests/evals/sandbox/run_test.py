@@ -323,6 +323,21 @@ def test_after_an_error_what_has_not_begun_does_not_begin(monkeypatch):
     assert begun in ([0], [0, 1])
 
 
+def test_every_program_can_be_the_last():
+    calls = []
+
+    def between():
+        calls.append(len(calls))
+        if len(calls) == 3:
+            raise InterruptedError
+
+    box = run.Sandbox(bwrap="", version="", limits=limits_lib.Limits(), workers=1, between=between)
+    assert box.map(str, range(2)) == ["0", "1"]
+    with pytest.raises(InterruptedError):
+        box.map(str, range(2))
+    assert calls == [0, 1, 2]
+
+
 def test_a_tree_that_outlives_its_death_stops_everything(monkeypatch):
     monkeypatch.setattr(run, "GRACE_SECONDS", 0.2)
     process = subprocess.Popen(

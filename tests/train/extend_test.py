@@ -26,6 +26,15 @@ LAST = schedules.move("previous", 0.0, "one_minus_sqrt", steps=2, name="last")
 ALL = (UP, STABLE, DOWN, AGAIN, LAST)
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, thorough_compilation):  # noqa: F811
+    """As the other tests' of this folder, by a program like those that go on from it here."""
+    folder = tmp_path_factory.mktemp("finished")
+    tiny.write_tokens(folder / "tokens")
+    loop.run(tiny.train(folder))
+    return folder
+
+
 def train(folder, name, steps, *parts, **kwargs):
     schedule = phases.Phases(phases=parts) if parts else tiny.wsd()
     return tiny.train(folder, name, steps=steps, schedule=schedule, **kwargs)

@@ -139,6 +139,7 @@ def estimate(
     mesh: Mapping[str, int],
     *,
     kernel_efficiency: float,
+    grouped_efficiency: float,
     attention_share: float,
     ici_efficiency: float,
     dcn_efficiency: float,
@@ -153,6 +154,7 @@ def estimate(
       mesh: sizes of the mesh's axes, in the mesh's order; axes of size 1 may be left out.
       kernel_efficiency: of the chip's peak that hand-written kernels reach; the compiler says
         nothing. 0.5 is what splash attention is taken to reach at heads of 128 numbers.
+      grouped_efficiency: the same of those that multiply groups of rows, see `analysis.Knobs`.
       attention_share: of all pairs of query and key that kernels of attention look at: 0.5 of a
         causal model. A sliding window's own, smaller share is read off the kernel's table.
       ici_efficiency: of the links' peak that collectives reach: 0.85 is taken for long messages
@@ -168,6 +170,7 @@ def estimate(
     """
     knobs = {
         "kernel_efficiency": kernel_efficiency,
+        "grouped_efficiency": grouped_efficiency,
         "attention_share": attention_share,
         "ici_efficiency": ici_efficiency,
         "dcn_efficiency": dcn_efficiency,
@@ -182,6 +185,7 @@ def estimate(
         mesh=groups.Mesh(one, mesh, places),
         rates=links.Rates(one=one, ici_efficiency=ici_efficiency, dcn_efficiency=dcn_efficiency),
         kernel_efficiency=kernel_efficiency,
+        grouped_efficiency=grouped_efficiency,
         attention_share=attention_share,
     )
     return _cost(walk.Walk(module, machine).run(module.entry), knobs, most_expensive)

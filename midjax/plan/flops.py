@@ -101,11 +101,13 @@ class Kernel:
       flops: 0 where nothing tells.
       bytes: read and written.
       how: where the figures come from.
+      is_grouped: it multiplies groups of rows with a matrix each, as experts do.
     """
 
     flops: float
     bytes: float
     how: str
+    is_grouped: bool = False
 
 
 def kernel(
@@ -121,23 +123,24 @@ def kernel(
     operands = computation.operand_shapes(instruction)
     moved = float(instruction.bytes + sum(shape.bytes for shape in operands))
     said = _ESTIMATE.search(instruction.attributes)
+    text = f"{instruction.name} {instruction.op_name}"
+    is_grouped = _GROUPED.search(text) is not None
     if said:
         numbers = dict(re.findall(r'"(\w+)":"?(\d+)', said[1]))
         return Kernel(
             flops=float(numbers.get("flops", 0)),
             bytes=float(numbers.get("bytes_accessed", moved)),
             how="the kernel's own estimate",
+            is_grouped=is_grouped,
         )
-    text = f"{instruction.name} {instruction.op_name}"
     floats = [shape for shape in operands if shape.dtype in ("bf16", "f16", "f32")]
     if _FLASH.search(text):
         found = _attention(instruction, floats, operands, attention_share)
         if found:
             return Kernel(flops=found[0], bytes=moved, how=found[1])
-    if _GROUPED.search(text):
-        grouped = _grouped(instruction, floats)
-        if grouped:
-            return Kernel(flops=grouped, bytes=moved, how="grouped product, every row once")
+    if is_grouped and (grouped := _grouped(instruction, floats)):
+        how = "grouped product, every row once"
+        return Kernel(flops=grouped, bytes=moved, how=how, is_grouped=True)
     return Kernel(flops=0.0, bytes=moved, how="bytes only")
 
 

@@ -38,12 +38,14 @@ class Machine:
       mesh: devices of the program.
       rates: of the networks.
       kernel_efficiency: of the peak of matrix units, in hand-written kernels.
+      grouped_efficiency: the same in those that multiply groups of rows.
       attention_share: of all pairs of query and key those that kernels look at.
     """
 
     mesh: groups.Mesh
     rates: links.Rates
     kernel_efficiency: float
+    grouped_efficiency: float
     attention_share: float
 
 
@@ -170,7 +172,9 @@ class _Run:
         if target in _FREE_CALLS or target.startswith("annotate"):
             return
         found = flops.kernel(self.computation, at, self.machine.attention_share)
-        peak = self.chip.bf16_flops_per_second * self.machine.kernel_efficiency
+        machine = self.machine
+        share = machine.grouped_efficiency if found.is_grouped else machine.kernel_efficiency
+        peak = self.chip.bf16_flops_per_second * share
         seconds = max(found.flops / peak, found.bytes / self.chip.hbm_bytes_per_second)
         how = found.how
         if at.cycles is not None:

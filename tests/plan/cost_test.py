@@ -12,6 +12,7 @@ from midjax.plan import cost, dump, groups
 
 KNOBS = {
     "kernel_efficiency": 0.5,
+    "grouped_efficiency": 0.7,
     "attention_share": 0.5,
     "ici_efficiency": 0.85,
     "dcn_efficiency": 0.85,

@@ -144,7 +144,10 @@ def test_grouped_products():
         2 * 4096 * 512 * 1024
     )
     gradient = kernel("tgmm.1", experts, [sizes, "bf16[512,4096]{1,0}", "bf16[4096,1024]{1,0}"])
-    assert gradient.flops == 2 * 4096 * 512 * 1024
+    assert gradient.flops == 2 * 4096 * 512 * 1024 and gradient.is_grouped
+    mark = ', backend_config={"cost_estimate":{"flops":"77","bytes_accessed":"5"}}'
+    assert kernel("gmm.1", experts, [sizes, rows, experts], mark).is_grouped
+    assert not kernel("splash_mha_fwd.1", HEADS, [HEADS, KEYS, KEYS]).is_grouped
 
 
 def test_of_an_unknown_kernel_only_bytes_are_known():

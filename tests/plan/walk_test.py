@@ -42,6 +42,7 @@ def run(lines: str, before: str = FUSED, name: str = "v5e-16", mesh=None) -> tal
         mesh=groups.Mesh(one, mesh or {"data": 4, "fsdp": 4}),
         rates=links.Rates(one=one, ici_efficiency=1.0, dcn_efficiency=1.0),
         kernel_efficiency=0.5,
+        grouped_efficiency=0.8,
         attention_share=0.5,
     )
     return walk.Walk(module, machine).run(module.entry)
@@ -348,6 +349,16 @@ def test_kernels_are_what_the_model_says():
     assert parts(found) == pytest.approx({"kernels": flops / (197e12 * 0.5)})
     assert found.flops["kernels"] == flops
     assert found.items[name].how == "attention x2, 0.5"
+
+
+def test_products_of_experts_reach_another_share_of_the_peak():
+    found = run(
+        "  %r = bf16[4096,512]{1,0} parameter(4)\n"
+        "  %e = bf16[8,512,1024]{2,1,0} parameter(5)\n"
+        '  %gmm = bf16[4096,1024]{1,0} custom-call(%r, %e), custom_call_target="tpu_custom_call"'
+    )
+    flops = 2 * 4096 * 512 * 1024
+    assert parts(found) == pytest.approx({"kernels": flops / (197e12 * 0.8)})
 
 
 def test_of_branches_the_slowest_is_counted():

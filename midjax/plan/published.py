@@ -2,7 +2,8 @@
 """How far plans are from published runs: the error that every plan states of itself.
 
 published.json is what `make plan-published` wrote, when it was last run: the same work as that of
-runs whose utilisation others have published, planned with midjax's own step.
+runs whose utilisation others have published, planned with midjax's own step. Compared are tokens
+per second: others count the FLOPs of attention otherwise.
 """
 
 import functools

@@ -5,9 +5,11 @@
     python tests/bench/plan_published.py --only llama2-70b-v5p
 
 The runs are MaxText's, with MaxText's programs. Here the same work (model, rows, slice, what is
-split over what, and the remat policy that comes nearest) is planned with midjax's own step, whose
-utilisation is set beside the published one. So a row holds two differences: that of the judge from
-the hardware, and that of one program from the other.
+split over what, and the remat policy that comes nearest) is planned with midjax's own step. So a
+row holds two differences: that of the judge from the hardware, and that of one program from the
+other. What is published as utilisation counts all pairs of tokens for attention, where midjax
+counts those that a causal model looks at: compared are tokens per second and chip, which are
+published too, and the planned utilisation of a row is the published one times their ratio.
 
 Prints a table, and writes build/bench/plan_published.json, from which midjax/plan/published.json is
 copied by hand when it is to be what `plan` says of itself.
@@ -31,8 +33,9 @@ from midjax.train import step as step_lib
 
 OUT = pathlib.Path("build/bench/plan_published.json")
 NOWHERE = pathlib.Path("/nowhere")
-TRILLIUM = "MaxText's README, Trillium (v6e-256), and benchmarks/maxtext_trillium_model_configs.py"
-V5P = "MaxText's README, v5p"
+_TABLE = "MaxText's table of optimized models"
+TRILLIUM = f"{_TABLE}, and its benchmarks/maxtext_trillium_model_configs.py"
+V5P = f"{_TABLE}, and its benchmarks/maxtext_v5p_model_configs.py"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,7 @@ class Run:
       tokens: of a row.
       model: its shape, with the nearest remat policy.
       published: utilisation, per cent.
+      tokens_per_second: of a chip, as published.
       source: where it is published.
     """
 
@@ -54,6 +58,7 @@ class Run:
     tokens: int
     model: dict
     published: float
+    tokens_per_second: float
     source: str
     microbatches: int = 1
 
@@ -94,28 +99,28 @@ def mixtral(**kwargs) -> dict:
 RUNS = {
     "llama2-70b-v5p": Run(
         slice="v5p-512", rows=2, tokens=4096, model=llama2(remat="save_attention"),
-        published=65.4, source=V5P,
+        published=65.4, tokens_per_second=692, source=V5P,
     ),
     "llama3.1-8b-v6e": Run(
         slice="v6e-256", rows=4, tokens=8192, model=llama3("8b", remat="offload_attention"),
-        published=45.5, source=TRILLIUM,
+        published=45.5, tokens_per_second=7207, source=TRILLIUM,
     ),
     "llama2-70b-v6e": Run(
         slice="v6e-256", rows=2, tokens=4096, model=llama2(remat="offload_attention"),
-        published=43.8, source=TRILLIUM,
+        published=43.8, tokens_per_second=900, source=TRILLIUM,
     ),
     "llama3.1-70b-v6e": Run(
         slice="v6e-256", rows=4, tokens=8192, model=llama3("70b", remat="offload_attention"),
-        published=50.3, source=TRILLIUM,
+        published=50.3, tokens_per_second=960, source=TRILLIUM,
     ),
     "mixtral-8x7b-v6e": Run(
         slice="v6e-256", rows=12, tokens=4096, model=mixtral(remat="full"), microbatches=2,
-        published=35.2, source=TRILLIUM,
+        published=35.2, tokens_per_second=3899, source=TRILLIUM,
     ),
     "mixtral-8x7b-v5p": Run(
         slice="v5p-256", rows=36, tokens=4096, microbatches=3,
         model=mixtral(remat="full", param_dtype="bfloat16"),
-        published=52.6, source="MaxText's table of models, tpu-recipes v5p",
+        published=52.6, tokens_per_second=2909, source=f"{_TABLE}, and tpu-recipes",
     ),
 }  # fmt: skip
 
@@ -154,12 +159,15 @@ def row(name: str, run: Run, made: compiler.Compiler) -> dict:
         "source": run.source, "outcome": step.outcome, "said": step.said,
         "versions": made.versions,
     }  # fmt: skip
-    if step.found is None or step.utilisation is None:
+    if step.found is None:
         return found
-    predicted = 100 * step.utilisation
+    planned_tokens = run.rows * run.tokens / step.found.step_seconds
+    ratio = planned_tokens / run.tokens_per_second
     return found | {
-        "predicted_percent": predicted,
-        "off_percent": 100 * (predicted / run.published - 1),
+        "published_tokens_per_second": run.tokens_per_second,
+        "predicted_tokens_per_second": planned_tokens,
+        "predicted_percent": ratio * run.published,
+        "off_percent": 100 * (ratio - 1),
         "step_seconds": step.found.step_seconds,
         "parts": dict(step.found.parts),
         "peak_bytes": step.found.peak_bytes,

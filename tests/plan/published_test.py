@@ -20,4 +20,7 @@ def test_the_file_adds_up():
         if "off_percent" in row:
             off = 100 * (row["predicted_percent"] / row["published_percent"] - 1)
             assert row["off_percent"] == pytest.approx(off)
+            tokens = row["rows_per_chip"] * row["row_tokens"] / row["step_seconds"]
+            off = 100 * (tokens / row["published_tokens_per_second"] - 1)
+            assert row["off_percent"] == pytest.approx(off)
             assert sum(row["parts"].values()) == pytest.approx(row["step_seconds"])

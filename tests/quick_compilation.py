@@ -28,7 +28,8 @@ def begin() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def thorough_compilation() -> Iterator[None]:
-    """Programs of this process are compiled as those of users are."""
+    """Programs of this process are optimised as those of users are; on a CPU with jaxlib 0.10 loops
+    are still emitted in the older way, which is chosen once for a process."""
     import jax
 
     jax.config.update("jax_disable_most_optimizations", False)

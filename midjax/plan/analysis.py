@@ -24,10 +24,11 @@ class Knobs:
     Attributes:
       kernel_efficiency, attention_share, ici_efficiency, dcn_efficiency: shares of a peak, and of
         the pairs of a row.
-      grouped_efficiency: the same of products of experts. Of Mixtral's layers without attention
-        50.4 % of the model's FLOPs were measured on v5p-64, with megablox and each product made
-        again for its gradient, so four for three: 67 % of the peak, and the rest of the step is in
-        it (AI-Hypercomputer/maxtext, issue 1256).
+      grouped_efficiency: the same of products of experts. A guess, made when 0.5 was found to be
+        28 % too slow for a published run of Mixtral on v5p: of its layers without attention 50.4 %
+        of the model's FLOPs were measured on v5p-64 with megablox (AI-Hypercomputer/maxtext, issue
+        1256), which is 67 % of the peak if products were made again for their gradients. The issue
+        does not say whether they were.
     """
 
     kernel_efficiency: float = 0.5

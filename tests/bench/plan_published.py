@@ -9,7 +9,8 @@ split over what, and the remat policy that comes nearest) is planned with midjax
 row holds two differences: that of the judge from the hardware, and that of one program from the
 other. What is published as utilisation counts all pairs of tokens for attention, where midjax
 counts those that a causal model looks at: compared are tokens per second and chip, which are
-published too, and the planned utilisation of a row is the published one times their ratio.
+published too, and the planned utilisation of a row is the published one times their ratio. What
+kernels of experts reach (`analysis.Knobs`) was chosen after these rows were seen.
 
 Prints a table, and writes build/bench/plan_published.json, from which midjax/plan/published.json is
 copied by hand when it is to be what `plan` says of itself.

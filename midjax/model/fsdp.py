@@ -2,7 +2,7 @@
 """Layers and the head on each device's own rows, with what FSDP has to send written out.
 
     weights split over `fsdp` --cast--> --all_gather--> whole --function, this device's rows--> rows
-    gradients of them         <--reduce-scatter, or the same as all-reduce and slice-- partial sums
+    gradients of them         <--reduce-scatter, as the torus has it (`torus`)-- partial sums
 
 Left to itself, the compiler may split a product with a split matrix into a ring of small products,
 each beside the sending of a part of the matrix. By its own estimate that costs more than it hides:
@@ -18,9 +18,9 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from midjax.model import architecture, sharding
+from midjax.model import architecture, sharding, torus
 
-_AXIS = "fsdp"
+AXIS = "fsdp"
 
 
 def applies() -> bool:
@@ -28,7 +28,7 @@ def applies() -> bool:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.manual_axes:
         return False
-    return {name for name, size in mesh.shape.items() if size > 1} | {"data"} == {"data", _AXIS}
+    return {name for name, size in mesh.shape.items() if size > 1} | {"data"} == {"data", AXIS}
 
 
 def on_rows(
@@ -67,8 +67,8 @@ def whole(
     """
     found = {}
     for name, leaf in weights.items():
-        split = [i for i, axis in enumerate(axes[name]) if axis and _AXIS in sharding.TABLE[axis]]
+        split = [i for i, axis in enumerate(axes[name]) if axis and AXIS in sharding.TABLE[axis]]
         for place in split:
-            leaf = jax.lax.all_gather(leaf.astype(dtype), _AXIS, axis=place, tiled=True)
+            leaf = torus.gathered(leaf.astype(dtype), AXIS, place)
         found[name] = leaf
     return found

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import optax
 
-from midjax.model import context, sharding
+from midjax.model import context, fsdp, sharding, torus
 from midjax.train import placement, recipe, restore
 from midjax.train import step as step_lib
 from midjax.train.schedules import curve as curve_lib
@@ -81,5 +81,6 @@ def jitted(step: Any, like: step_lib.TrainState, mesh: jax.sharding.Mesh) -> Any
     """A pure step as one program: the state it is given is used up, and stays where it is."""
     replicated = jax.sharding.NamedSharding(mesh, sharding.spec(()))
     shardings = (jax.tree.map(lambda x: x.sharding, like), replicated)
-    near = placement.near(step, shardings[0])
+    here = torus.traced_on(torus.of(mesh, fsdp.AXIS), step)
+    near = placement.near(here, shardings[0])
     return jax.jit(near, donate_argnums=0, out_shardings=shardings)

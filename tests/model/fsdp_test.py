@@ -13,11 +13,17 @@ import numpy as np
 import pytest
 import tiny_model
 
-from midjax.model import fsdp, loss, sharding, transformer
+from midjax.model import fsdp, loss, sharding, torus, transformer
 
 POLICIES = ("none", "dots", "full", "save_projections")
-MESHES = {"fsdp": {"fsdp": 4}, "copies": {"data": 2, "fsdp": 2}}
-RUNS = [*(("fsdp", policy) for policy in POLICIES), ("copies", "save_projections")]
+MESHES = {"fsdp": {"fsdp": 4}, "copies": {"data": 2, "fsdp": 2}, "torus": {"fsdp": 4}}
+RUNS = [
+    *(("fsdp", policy) for policy in POLICIES),
+    ("copies", "save_projections"),
+    ("torus", "save_projections"),
+]
+FLAT = torus.Torus()
+TORI = {"torus": torus.Torus(sizes=(2, 2), sparse_cores=True)}
 # Biases of queries, keys and values are matrices [N, H] that nothing splits.
 MODEL = {"layers": 2, "loss_chunk_tokens": 10, "qkv_bias": True, "qk_norm": "head"}
 
@@ -32,11 +38,12 @@ def mesh_of(axes):
     return sharding.make(sharding.Mesh(**({"data": 1, "fsdp": 1, "tensor": 1} | axes)))
 
 
-def outcome(policy, axes=None):
+def outcome(policy, axes=None, here=FLAT):
     """Loss, gradients and the compiled program."""
     config = tiny_model.config(**MODEL, remat=policy)
     params, rows = tiny_model.params(config), tiny_model.rows(4, 24)
-    compute = jax.jit(jax.value_and_grad(objective, argnums=1), static_argnums=0)
+    of_params = torus.traced_on(here, jax.value_and_grad(objective, argnums=1))
+    compute = jax.jit(of_params, static_argnums=0)
     if axes is None:
         return *jax.device_get(compute(config, params, *rows)), ""
     mesh = mesh_of(axes)
@@ -51,14 +58,16 @@ def outcome(policy, axes=None):
 def where_it_applies():
     others = ({"tensor": 2, "fsdp": 2}, {"context": 4}, {"data": 4}, {"expert": 2, "fsdp": 2})
     found = {}
-    for axes in (*MESHES.values(), *others):
+    for axes in (MESHES["fsdp"], MESHES["copies"], *others):
         with jax.set_mesh(mesh_of(axes)):
             found[tuple(axes.items())] = fsdp.applies()
     return found
 
 
 def main(out):
-    found = {(name, policy): outcome(policy, MESHES[name]) for name, policy in RUNS}
+    found = {
+        (name, policy): outcome(policy, MESHES[name], TORI.get(name, FLAT)) for name, policy in RUNS
+    }
     found["applies"] = where_it_applies()
     pathlib.Path(out).write_bytes(pickle.dumps(found))
 
@@ -107,7 +116,7 @@ def test_no_policy_keeps_whole_weights(policy, four_devices):
 
 
 def test_it_is_for_meshes_that_split_nothing_but_the_batch(four_devices):
-    of_batch = [tuple(axes.items()) for axes in MESHES.values()]
+    of_batch = [tuple(MESHES[name].items()) for name in ("fsdp", "copies")]
     assert {axes for axes, applies in four_devices["applies"].items() if applies} == set(of_batch)
     assert len(four_devices["applies"]) == 6
     assert not fsdp.applies()  # no mesh

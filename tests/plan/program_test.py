@@ -7,7 +7,7 @@ import tiny_run
 
 from midjax.batches import starts
 from midjax.hardware import slices
-from midjax.model import sharding
+from midjax.model import sharding, torus
 from midjax.plan import program
 
 
@@ -48,6 +48,20 @@ def test_slices_lie_on_the_outer_part_of_data(tpu):
     ]
     with pytest.raises(ValueError, match="multiple of 2"):
         sharding.make(sharding.Mesh(data=1, fsdp=8, tensor=1), there)
+
+
+@pytest.mark.parametrize("name", ["v5e-4", "v5e-16", "2xv5e-16", "v5p-16", "v5p-32", "v6e-32"])
+def test_a_model_over_a_whole_slice_lies_along_its_dimensions(tpu, name):
+    """What travels along `fsdp` has lines to go by, where JAX's own order winds on small slices."""
+    one = slices.parse(name)
+    mesh = sharding.make(sharding.Mesh(data=one.slices, fsdp=-1, tensor=1), program.devices(one))
+    found = torus.of(mesh, "fsdp")
+    assert found.sizes == tuple(sorted((size for size in one.torus if size > 1), reverse=True))
+    assert found.sparse_cores == (one.chip.name in ("v5p", "v6e"))
+    copies = mesh.devices.reshape(one.slices, -1)
+    assert [{getattr(chip, "slice_index", 0) for chip in copy} for copy in copies] == [
+        {number} for number in range(one.slices)
+    ]
 
 
 def test_arguments_have_the_names_of_the_state(tpu):

@@ -2,8 +2,8 @@
 """Which part of every batch a process has to make, and how it reaches the devices.
 
 A batch is cut in as many equal parts as devices hold different rows. A process makes those of its
-own devices. On a TPU they are not neighbours: a host has a square of chips, and the mesh runs
-around the slice along its wires.
+own devices. On a TPU they are not neighbours: a host has a square of chips, and the mesh goes
+through the slice line by line.
 """
 
 import dataclasses

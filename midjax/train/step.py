@@ -223,52 +223,45 @@ def make_train_step(
     every = noise_every_steps
 
     def train_step(state: TrainState, batch: batch_lib.Batch) -> tuple[TrainState, Metrics]:
-        noise_is_due = (state.step + 1) % every == 0 if every else None
         grads, sums, loss_by_row, parts = _gradients(
             functools.partial(loss_and_sums, model, loss, sources),
             state.params,
             batch,
             microbatches,
-            noise_is_due,
+            (state.step + 1) % every == 0 if every else None,
         )
         grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)  # for norms and moments
-        weight = sums["weight_by_source"].sum()
-        mean_loss = sums["nll"] / jnp.maximum(weight, 1.0)
-        grad_norm = optax.tree.norm(grads)
         lr = learning_rate(state.schedule_count)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         updates = jax.tree.map(lambda u: -lr.astype(u.dtype) * u, updates)
         params = optax.apply_updates(state.params, updates)
+        metrics = _sums_as_metrics(model, sums) | {
+            "loss_by_row": loss_by_row,
+            "lr": lr,
+            "grad_norm": optax.tree.norm(grads),
+            "update_norm": optax.tree.norm(updates),
+        }
+        weight = sums["weight_by_source"].sum()
         why, history, limits = guard_lib.decide(
-            spikes, state.guard, loss=mean_loss, grad_norm=grad_norm, has_loss=weight > 0
+            spikes,
+            state.guard,
+            loss=metrics["loss"],
+            grad_norm=metrics["grad_norm"],
+            has_loss=weight > 0,
         )
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(why == guard_lib.APPLIED, new, old),
             (params, opt_state),
             (state.params, state.opt_state),
         )
-        metrics = {
-            "loss": mean_loss,
-            "z_loss": sums["z"] / jnp.maximum(weight, 1.0),
-            "grad_norm": grad_norm,
-            "update_norm": optax.tree.norm(updates),
-            "param_norm": optax.tree.norm(params),
-            "lr": lr,
-            "skipped": why,
-            "nll_by_source": sums["nll_by_source"],
-            "weight_by_source": sums["weight_by_source"],
-            "loss_by_row": loss_by_row,
-            **limits,
-        }
+        metrics |= {"param_norm": optax.tree.norm(params), "skipped": why, **limits}
         if layer_norms_every_steps:
             metrics["layer_norms"] = layer_norms.measure(
                 (state.step + 1) % layer_norms_every_steps == 0,
                 {"grad": grads, "update": updates, "param": params},
             )
         if every:
-            metrics["noise"] = _noise(parts, grad_norm, weight)
-        if model.experts is not None:
-            metrics |= _router_metrics(model.experts, sums["routers"])
+            metrics["noise"] = _noise(parts, metrics["grad_norm"], weight)
         average = state.ema
         if ema is not None:
             average = ema_lib.update(ema, average, params, why == guard_lib.APPLIED)
@@ -283,6 +276,20 @@ def make_train_step(
         return after, metrics
 
     return train_step
+
+
+def _sums_as_metrics(model: architecture.TransformerConfig, sums: dict[str, Any]) -> Metrics:
+    """Means over the whole batch, and what is logged by source, of `loss_and_sums`."""
+    weight = jnp.maximum(sums["weight_by_source"].sum(), 1.0)
+    metrics = {
+        "loss": sums["nll"] / weight,
+        "z_loss": sums["z"] / weight,
+        "nll_by_source": sums["nll_by_source"],
+        "weight_by_source": sums["weight_by_source"],
+    }
+    if model.experts is not None:
+        metrics |= _router_metrics(model.experts, sums["routers"])
+    return metrics
 
 
 def _square(tree: Any) -> jax.Array:

@@ -135,13 +135,7 @@ def probes(limits: limits_lib.Limits) -> Iterator[list[Probe]]:
         def written() -> str:
             return "it wrote a file outside" if (folder / "written").exists() else ""
 
-        yield [
-            Probe(
-                name="wrong answer",
-                solution="def probe():\n    return 1",
-                tests="assert probe() == 2",
-                contained=("failed",),
-            ),
+        reaching_out = [
             Probe(
                 name="network",
                 solution=_NETWORK.format(port=listener.getsockname()[1]),
@@ -159,37 +153,56 @@ def probes(limits: limits_lib.Limits) -> Iterator[list[Probe]]:
                 tests="assert probe() == []",
                 escaped=written,
             ),
-            Probe(
-                name="environment",
-                solution="import os\ndef probe():\n    return list(os.environ)",
-                tests=f"assert set(probe()) <= {{*{sorted(bubblewrap.ENVIRONMENT)}, 'PWD', "
-                "'LC_CTYPE'}",
-            ),
-            Probe(
-                name="8 GB of memory",  # mapped, never touched
-                solution="import mmap\ndef probe():\n    return len(mmap.mmap(-1, 8 << 30))",
-                contained=("memory",),
-            ),
-            Probe(
-                name="fork storm",
-                solution=_FORK.format(forks=FORKS + limits.processes),
-                tests=f"assert probe() < {limits.processes}",
-            ),
-            Probe(name="endless loop", solution=_LOOP, contained=("timeout",)),
-            Probe(name="killing its parent", solution=_KILL, contained=("error",)),
-            Probe(
-                name="output flood",
-                solution="def probe():\n    while True:\n        print('x' * 65536)",
-                contained=("error",),
-            ),
-            Probe(
-                name="early exit",
-                solution="import os\ndef probe():\n    os._exit(0)",
-                contained=("error",),
-            ),
-            Probe(name="forged verdict", solution=_FORGE, contained=("error", "failed")),
-            Probe(name="kernel interfaces", solution=_KERNEL, tests="assert probe() == []"),
         ]
+        yield [*reaching_out, *_of_resources(limits), *_of_verdicts()]
+
+
+def _of_resources(limits: limits_lib.Limits) -> list[Probe]:
+    """What a program takes of its machine, and what it is told of it."""
+    return [
+        Probe(
+            name="environment",
+            solution="import os\ndef probe():\n    return list(os.environ)",
+            tests=f"assert set(probe()) <= {{*{sorted(bubblewrap.ENVIRONMENT)}, 'PWD', "
+            "'LC_CTYPE'}",
+        ),
+        Probe(
+            name="8 GB of memory",  # mapped, never touched
+            solution="import mmap\ndef probe():\n    return len(mmap.mmap(-1, 8 << 30))",
+            contained=("memory",),
+        ),
+        Probe(
+            name="fork storm",
+            solution=_FORK.format(forks=FORKS + limits.processes),
+            tests=f"assert probe() < {limits.processes}",
+        ),
+        Probe(name="endless loop", solution=_LOOP, contained=("timeout",)),
+        Probe(
+            name="output flood",
+            solution="def probe():\n    while True:\n        print('x' * 65536)",
+            contained=("error",),
+        ),
+        Probe(name="kernel interfaces", solution=_KERNEL, tests="assert probe() == []"),
+    ]
+
+
+def _of_verdicts() -> list[Probe]:
+    """Wrong answers, and what passes them off as right ones."""
+    return [
+        Probe(
+            name="wrong answer",
+            solution="def probe():\n    return 1",
+            tests="assert probe() == 2",
+            contained=("failed",),
+        ),
+        Probe(name="killing its parent", solution=_KILL, contained=("error",)),
+        Probe(
+            name="early exit",
+            solution="import os\ndef probe():\n    os._exit(0)",
+            contained=("error",),
+        ),
+        Probe(name="forged verdict", solution=_FORGE, contained=("error", "failed")),
+    ]
 
 
 _NETWORK = """

@@ -76,6 +76,11 @@ class Torus:
 _TORUS: contextvars.ContextVar[Torus] = contextvars.ContextVar("torus", default=Torus())  # noqa: B039
 
 
+def current() -> Torus:
+    """Of what is being traced."""
+    return _TORUS.get()
+
+
 def traced_on(torus: Torus, function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, whose `gathered` arrays go along this torus whenever it is traced."""
 
@@ -137,7 +142,7 @@ def gathered(part: Array, axis: str, place: int) -> Array:
       axis: of the mesh.
       place: the dimension along which the parts lie.
     """
-    return _gathered(axis, place, _TORUS.get(), part)
+    return _gathered(axis, place, current(), part)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

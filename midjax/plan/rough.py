@@ -176,7 +176,10 @@ def _transfers(
     tokens: float,
     parts: int,
 ) -> float:
-    """Seconds of collectives, none hidden."""
+    """Seconds of collectives over all dimensions of the torus at once, none hidden.
+
+    What goes dimension by dimension (`model.torus`) takes longer, most of it beside computation.
+    """
     model, chip = config.model, slice_.chip
     link = 2 * chip.link_bytes_per_second * _LINKS
     gathered = mesh["fsdp"] * mesh["context"] * mesh["expert"]

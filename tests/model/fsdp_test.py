@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Four devices against one, with every remat policy; what is sent, and what is kept."""
 
+import collections
 import pathlib
 import pickle
 import re
@@ -113,6 +114,17 @@ def test_no_policy_keeps_whole_weights(policy, four_devices):
     # Of 7 matrices and the head, which is gathered once; the last product needs none again.
     assert forward >= 8 and backward >= 6
     assert len(re.findall(r" reduce-scatter\(", program)) >= 8
+
+
+def test_on_a_torus_they_go_along_one_dimension_after_the_other(four_devices):
+    program = four_devices["torus", "save_projections"][2]
+    kinds = r" (all-gather|reduce-scatter)\(.*?replica_groups=(\S+?), "
+    found = collections.Counter(re.findall(kinds, program))
+    inner, outer = "{{0,1},{2,3}}", "{{0,2},{1,3}}"
+    # Seven matrices and the head, of which the last product needs no second gather.
+    assert min(found["reduce-scatter", where] for where in (inner, outer)) >= 8
+    assert min(found["all-gather", where] for where in (inner, outer)) >= 14
+    assert {where for kind, where in found if kind == "reduce-scatter"} == {inner, outer}
 
 
 def test_it_is_for_meshes_that_split_nothing_but_the_batch(four_devices):

@@ -94,6 +94,32 @@ def test_gathers_take_the_inner_dimensions_together():
     assert torus.Torus(sizes=(2, 2)).gathers() == torus.Torus().sums() == [None]
 
 
+def members(groups, number, device):
+    every = [list(range(number))] if groups is None else groups
+    (found,) = [group for group in every if device in group]
+    return found
+
+
+@pytest.mark.parametrize("sizes", [(), (4, 3), (2, 3, 4)])
+@pytest.mark.parametrize("sparse_cores", [False, True])
+def test_steps_make_what_one_step_makes(sizes, sparse_cores):
+    """By NumPy: parts in their order on every device, and of the sum each device its part."""
+    one, number = torus.Torus(sizes=sizes, sparse_cores=sparse_cores), int(np.prod(sizes or (6,)))
+    parts = [np.array([device]) for device in range(number)]
+    for groups in one.gathers():
+        mine = [members(groups, number, device) for device in range(number)]
+        parts = [np.concatenate([parts[other] for other in group]) for group in mine]
+    for whole in parts:
+        np.testing.assert_array_equal(whole, np.arange(number))
+    wholes = np.random.default_rng(0).integers(100, size=(number, number))
+    left = list(wholes)
+    for groups in one.sums():
+        mine = [members(groups, number, device) for device in range(number)]
+        sums = [np.split(sum(left[other] for other in group), len(group)) for group in mine]
+        left = [sums[device][mine[device].index(device)] for device in range(number)]
+    np.testing.assert_array_equal(np.concatenate(left), wholes.sum(0))
+
+
 @dataclasses.dataclass(frozen=True)
 class Chip:
     """What a mesh asks of a TPU."""

@@ -5,7 +5,7 @@ import jax
 import pytest
 import tiny_run
 
-from midjax.model import sharding
+from midjax.model import sharding, torus
 from midjax.train import loop, program, restore
 from midjax.train.optimizers import optimizer as optimizer_lib
 
@@ -31,6 +31,21 @@ def test_it_is_the_loops_own_step(tmp_path):
 
     (ours,), (theirs,) = steps.values(), loop.train_steps(begun).values()
     assert text(ours, state) == text(theirs, begun.state)
+
+
+def test_it_is_traced_for_the_torus_of_its_mesh(tmp_path, monkeypatch):
+    config = tiny_run.train(tmp_path)
+    mesh = sharding.make(config.mesh)
+    state = program.state(config, optimizer_lib.make(config.optimizer), mesh)
+    here, seen = torus.Torus(sizes=(2, 2)), []
+    monkeypatch.setattr(torus, "of", lambda *asked: here if asked == (mesh, "fsdp") else None)
+
+    def step(state):
+        seen.append(torus.current())
+        return state, {}
+
+    program.jitted(step, state, mesh).lower(state)
+    assert seen == [here] and torus.current() == torus.Torus()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 
 lm_eval (in build/bench/lm_eval) runs its own task files, which are told to read local data, on a
 Hugging Face folder; midjax renders, asks and scores the same documents by its own. Compared are the
-requests as texts, the nats of each, whether it is greedy, generated texts, and the metrics.
+requests as texts, the nats of each, whether it is greedy, generated texts, and the metrics. A model
+this small solves no problem of GSM8K or BBH: so their metrics are compared on given texts as well,
+right, wrong and oddly written ones ("scripted").
 
     python tests/bench/eval_parity.py [--data FOLDER] [--documents N] [--model HF_FOLDER]
 
@@ -20,6 +22,7 @@ import json
 import pathlib
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import eval_inputs
@@ -141,6 +144,61 @@ def ours(
     return [one.requests for one in instances], answers, metrics
 
 
+def texts_for(task: dict[str, Any], data: pathlib.Path) -> list[str]:
+    """A text for each document: its gold answer in ways that filters read, misread or miss."""
+    file = data / next(iter(task["files"].values()))
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    if task["ours"] == "gsm8k_harness":
+        golds = [record["answer"].rpartition("#### ")[2] for record in records]
+        ways = (
+            "So it is {}.\n#### {}", "The answer is {}.", "#### {}.00", "#### 1{}", "", "#### -{}",
+            "{} apples, of which 3 are red", "It costs ${} in all.\n#### ${}", "#### {} #### 5",
+        )  # fmt: skip
+    else:
+        golds = [record["target"] for record in records]
+        ways = (
+            "So the answer is {}.", "the answer is {}", "{}", "So the answer is not {}.", "",
+            "So the answer is {}. So the answer is no.", "So the answer is  {} .",
+        )  # fmt: skip
+    return [ways[i % len(ways)].replace("{}", gold) for i, gold in enumerate(golds)]
+
+
+class Scripted:
+    """A model that writes given texts."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.texts = texts
+
+    def generate(self, asked: Sequence[Any]) -> list[tuple[str, ...]]:
+        assert len(asked) == len(self.texts)
+        return [(text,) for text in self.texts]
+
+
+def scripted(data: pathlib.Path) -> list[dict[str, Any]]:
+    """Metrics of given texts, ours and theirs."""
+    texts = {name: texts_for(task, data) for name, task in WRITTEN.items()}
+    given, answers = FOLDER / "texts.json", FOLDER / "scripted.json"
+    given.write_text(json.dumps({f"{name}_local": told for name, told in texts.items()}))
+    ask_peer("scripted", str(given), answers)
+    theirs = json.loads(answers.read_text())
+    return [
+        compare(
+            f"{name}, scripted",
+            task,
+            ours(Scripted(texts[name]), data, task),
+            theirs[f"{name}_local"],
+        )
+        for name, task in WRITTEN.items()
+    ]
+
+
+def ask_peer(what: str, model: str, answers: pathlib.Path) -> None:
+    """lm_eval on the tasks in FOLDER."""
+    script = pathlib.Path(__file__).parent / "lm_eval_peer.py"
+    command = [str(PEER), str(script), what, str(FOLDER / "tasks"), model, str(answers)]
+    subprocess.run(command, check=True)
+
+
 def compare(
     name: str, task: dict[str, Any], mine: tuple[list[Any], list[Any], Any], theirs: Any
 ) -> dict[str, Any]:
@@ -193,19 +251,15 @@ def main() -> int:
     tasks = TASKS | (WRITTEN if given.data else {})
     write_tasks(FOLDER / "tasks", data.resolve(), tasks)
     answers = FOLDER / "answers.json"
-    subprocess.run(
-        [
-            str(PEER), str(pathlib.Path(__file__).parent / "lm_eval_peer.py"), "tasks",
-            str(FOLDER / "tasks"), model, str(answers),
-        ],
-        check=True,
-    )  # fmt: skip
+    ask_peer("tasks", model, answers)
     theirs = json.loads(answers.read_text())
     engine = lm_eval_model.open_engine(lm_eval_model.Settings(folder=model))
     found = [
         compare(name, task, ours(engine, data, task), theirs[f"{name}_local"])
         for name, task in tasks.items()
     ]
+    if given.data:
+        found += scripted(data)
     print("task | requests | largest difference (nats) | metrics (ours / theirs) | met")
     for one in found:
         metrics = ", ".join(f"{k} {a:.6g} / {b:.6g}" for k, (a, b) in one["metrics"].items())

@@ -4,6 +4,7 @@ eval_parity.py, which write what it reads and read what it writes.
 
     lm_eval_peer.py speed REQUESTS MODEL OUT    answers a file of (context, continuation), timed
     lm_eval_peer.py tasks TASKS MODEL OUT       runs tasks, with every request and answer
+    lm_eval_peer.py scripted TASKS TEXTS OUT    the same, of tasks whose texts are in a file
 """
 
 import json
@@ -54,16 +55,46 @@ def speed(requests: str, folder: str, out: str) -> None:
 
 
 def tasks(folder_of_tasks: str, folder: str, out: str) -> None:
+    model = hf(folder, 8)
+    run(folder_of_tasks, lambda _: model, out)
+
+
+def scripted(folder_of_tasks: str, texts: str, out: str) -> None:
+    """Metrics of given texts: task -> the text of each document."""
+    from lm_eval.api.model import LM
+
+    with open(texts) as file:
+        given = json.load(file)
+
+    class Scripted(LM):
+        def __init__(self, told):
+            super().__init__()
+            self.told = told
+
+        def generate_until(self, requests, disable_tqdm=False):
+            return [self.told[request.doc_id] for request in requests]
+
+        def loglikelihood(self, requests, disable_tqdm=False):
+            raise NotImplementedError
+
+        loglikelihood_rolling = loglikelihood
+
+    run(folder_of_tasks, lambda name: Scripted(given[name]), out, only=given)
+
+
+def run(folder_of_tasks: str, model_of, out: str, only=None) -> None:
     import lm_eval
     from lm_eval.tasks import TaskManager
 
     with open(os.path.join(folder_of_tasks, "tasks.json")) as file:
         asked = json.load(file)
     manager = TaskManager(include_path=folder_of_tasks, include_defaults=False)
-    model, found = hf(folder, 8), {}
+    found = {}
     for name, settings in asked.items():
+        if only is not None and name not in only:
+            continue
         result = lm_eval.simple_evaluate(
-            model=model,
+            model=model_of(name),
             tasks=[os.path.join(folder_of_tasks, f"{name}.yaml")],
             task_manager=manager,
             log_samples=True,
@@ -83,4 +114,4 @@ def tasks(folder_of_tasks: str, folder: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    {"speed": speed, "tasks": tasks}[sys.argv[1]](*sys.argv[2:])
+    {"speed": speed, "tasks": tasks, "scripted": scripted}[sys.argv[1]](*sys.argv[2:])

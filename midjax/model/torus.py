@@ -14,9 +14,10 @@ Asked for all of it at once, the TPU's compiler does two things that cost (libtp
   beside computation. The inner dimensions are left together: what is small is over soonest so.
 
 By the compiler's estimate a step of Llama-3.1-8B on v6e-64 takes 1,145 ms for 1,192 with both in
-one, of Llama-2-70B on v5p-512 10,828 for 10,962. Without sparse cores (v5e) gathers stay in one:
-they run beside computation anyway; a 1B model's step on v5e-16 takes 274 ms for 268, and sends a
-fifth less.
+one, of Llama-2-70B on v5p-512 10,821 for 10,962. Without sparse cores (v5e) gathers stay in one:
+they run beside computation anyway; a 1B model's step on v5e-16 takes 273 ms for 268, and sends a
+fifth less. It is not faster everywhere: Llama-3.1-70B on v6e-256, with 32,768 tokens a chip and
+activations in host memory, took 30.1 s and takes 31.9.
 
 The train step is traced so (`train.program`); evaluation gathers in one.
 """

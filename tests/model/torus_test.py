@@ -66,8 +66,7 @@ def test_every_device_has_the_whole_and_gets_its_part_of_the_sum(name, found):
 
 def groups(program, kind):
     """Shapes and replica groups of these collectives."""
-    made = re.findall(rf"= f32\[([\d,]*)\]\S* {kind}\(.*?replica_groups=(\S+?), ", program)
-    return [(shape, where) for shape, where in made]
+    return re.findall(rf"= f32\[([\d,]*)\]\S* {kind}\(.*?replica_groups=(\S+?), ", program)
 
 
 def test_each_step_is_along_one_dimension(found):

@@ -27,6 +27,9 @@ _UPDATES = {"dynamic-update-slice", "scatter"}
 _RENDEZVOUS = re.compile(r'_xla_host_transfer_rendezvous="([^"]*)"')
 # Two spellings of the same: the second where nothing but a call is started.
 _ASYNC = ("async-start", "custom-call-start")
+# What else is started alone is spelled either way, too: libtpu's own dump has "async-start" with a
+# computation of one slice, the executable's text "slice-start".
+_MOVES = {*_SLICES, "copy", "dynamic-update-slice"}
 _START, _DONE = "AsyncCollectiveStart", "AsyncCollectiveDone"
 
 
@@ -100,6 +103,8 @@ class _Run:
             self._collective(at)
         elif at.opcode == "copy-start":
             self._copy(at, at.shapes[0].bytes, at.shapes[:2])
+        elif at.opcode.endswith("-start"):
+            self._started(at)
         elif at.opcode == "custom-call":
             self._custom_call(at)
         elif at.opcode == "fusion":
@@ -258,14 +263,32 @@ class _Run:
             self.lanes.start(
                 at.name, "sparse", seconds, lambda waited, _: self.sum.add("sparse", waited)
             )
-        elif work[0].opcode in {*_SLICES, "copy", "dynamic-update-slice"}:
-            given = inner.operand_shapes(work[0])
-            update = work[0].opcode == "dynamic-update-slice"
-            moved = given[1].bytes if update else work[0].bytes
-            self._copy(at, moved, (work[0].shapes[0], given[1 if update else 0]))
+        elif work[0].opcode in _MOVES:
+            self._move(at, work[0].opcode, inner.operand_shapes(work[0]), work[0].shapes[0])
         else:
             self.sum.merge(self.walk.run(inner.name), 1)
-            self.sum.notes[f"{at.name}: runs beside others, counted as if it did not"] += 1
+            self._counted_beside(at)
+
+    def _started(self, at: hlo.Instruction) -> None:
+        """An asynchronous start that names what it starts: its type is (operands, result, ...)."""
+        given = self.computation.operand_shapes(at)
+        if at.base in _MOVES and len(at.shapes) > len(given) > 0:
+            self._move(at, at.base, given, at.shapes[len(given)])
+            return
+        self._busy(at, "vector")
+        self._counted_beside(at)
+
+    def _move(
+        self, at: hlo.Instruction, opcode: str, given: tuple[hlo.Shape, ...], made: hlo.Shape
+    ) -> None:
+        """A slice that is read, or one that is written in place; of a copy all."""
+        if opcode == "dynamic-update-slice":
+            self._copy(at, given[1].bytes, (made, given[1]))
+        else:
+            self._copy(at, made.bytes, (made, given[0]))
+
+    def _counted_beside(self, at: hlo.Instruction) -> None:
+        self.sum.notes[f"{at.name}: runs beside others, counted as if it did not"] += 1
 
     # Collectives.
 

@@ -96,7 +96,14 @@ def loss_and_sums(
     hidden, routers = transformer.forward(
         model, params, batch.tokens, batch.segments, batch.positions
     )
-    nll, log_z = model_loss.token_losses(model, params, hidden, batch.targets)
+    minimised, (nll, log_z) = model_loss.objective(
+        model,
+        params,
+        hidden,
+        batch.targets,
+        batch.weights / total_weight,
+        loss.z_loss_weight,
+    )
     # Selected, not multiplied: the loss of a place without weight may be infinite, and 0 * inf is
     # not a number.
     weighted = jnp.where(batch.weights > 0, batch.weights * nll, 0.0)
@@ -108,14 +115,13 @@ def loss_and_sums(
         "nll_by_source": jnp.where(here, weighted[..., None], 0.0).sum((0, 1)),
         "weight_by_source": jnp.where(here, batch.weights[..., None], 0.0).sum((0, 1)),
     }
-    objective = (sums["nll"] + loss.z_loss_weight * sums["z"]) / total_weight
     if model.experts is not None and routers is not None:
         sums["routers"] = routers
         balance, router_z = _router_losses(model.experts, routers)
         added = loss.balance_loss_weight * balance + loss.router_z_loss_weight * router_z
         # These rows' share of the batch: a mean over tokens, as the rest of the objective is.
-        objective += added * routers.tokens[0] / total_tokens
-    return objective, (sums, weighted.sum(1) / jnp.maximum(batch.weights.sum(1), 1.0))
+        minimised += added * routers.tokens[0] / total_tokens
+    return minimised, (sums, weighted.sum(1) / jnp.maximum(batch.weights.sum(1), 1.0))
 
 
 def _summed(

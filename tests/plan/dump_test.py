@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the compiler writes down beside a program."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
 import tpu_compiler
 
-from midjax.plan import dump, hlo
+from midjax.hardware import slices
+from midjax.plan import analysis, cost, dump, hlo
 
 
 def lowered(device):
@@ -28,6 +31,29 @@ def test_the_dumped_text_is_the_executables_own():
         ]
     assert found.buffers.startswith("BufferAssignment")
     assert "InstructionSequence" in found.live_ranges
+
+
+def test_both_texts_of_a_program_cost_the_same():
+    """They spell what is copied to VMEM beside other work in two ways."""
+
+    def products(weights, x):
+        for weight in weights:
+            x = jnp.tanh(x @ weight)
+        return x
+
+    place = jax.sharding.SingleDeviceSharding(tpu_compiler.devices("v5e:2x2")[0])
+    square = jax.ShapeDtypeStruct((2048, 2048), jnp.bfloat16, sharding=place)
+    found = dump.compiled(jax.jit(products).lower([square] * 6, square))
+    texts = [found.text, found.executable.as_text()]
+    assert [(" async-start(" in text, " slice-start(" in text) for text in texts] == [
+        (True, False),
+        (False, True),
+    ]
+    knobs = dataclasses.asdict(analysis.Knobs())
+    costs = [cost.estimate(text, slices.parse("v5e-1"), {}, **knobs) for text in texts]
+    assert costs[0].parts == costs[1].parts and costs[0].prefetch_bytes == costs[1].prefetch_bytes
+    # Of six weights and x, all but the first product's weight come while another product runs.
+    assert costs[0].parts["vector"] == 0 and costs[0].parts["prefetch"] > 0
 
 
 def test_another_compiler_writes_other_files():

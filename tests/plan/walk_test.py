@@ -239,6 +239,11 @@ SLICE = """
         "((u8[16000000]{0:S(5)}, s32[]), u8[1000000]{0}, u32[]) async-start(%h, %i), calls=%read",
         "((u8[16000000]{0:S(5)}, u8[1000000]{0}, s32[]), u8[16000000]{0:S(5)}, u32[]) "
         "async-start(%h, %part, %i), calls=%write",
+        # The same as an executable's own text has it.
+        "((u8[16000000]{0:S(5)}, s32[]), u8[1000000]{0}, u32[]) "
+        "dynamic-slice-start(%h, %i), dynamic_slice_sizes={1000000}",
+        "((u8[16000000]{0:S(5)}, u8[1000000]{0}, s32[]), u8[16000000]{0:S(5)}, u32[]) "
+        "dynamic-update-slice-start(%h, %part, %i)",
     ],
 )
 def test_slices_of_arrays_on_the_host(call):
@@ -249,6 +254,25 @@ def test_slices_of_arrays_on_the_host(call):
     )
     assert parts(found) == pytest.approx({"host": MB / HOST})
     assert found.host_bytes == MB
+
+
+def test_a_slice_to_vmem_runs_beside():
+    started = "slice-start(%whole), slice={[0:1000000]}"
+    found = run(
+        f"  %s = ((u8[16000000]{{0}}), u8[1000000]{{0:S(1)}}, s32[]{{:S(2)}}) {started}\n"
+        f"  {work('%x', MS)}\n  %d = u8[1000000]{{0:S(1)}} slice-done(%s)"
+    )
+    assert parts(found) == pytest.approx({"matrix": MS / CLOCK})
+    assert found.prefetch_bytes == MB and not found.notes
+
+
+def test_what_is_started_and_not_known_is_told():
+    found = run(
+        "  %s = ((u8[1000000]{0}), u8[16000000]{0}, u32[]) "
+        "pad-start(%part)\n  %d = u8[16000000]{0} pad-done(%s)"
+    )
+    assert "s: runs beside others, counted as if it did not" in found.notes
+    assert parts(found)["vector"] > 0
 
 
 def test_copies_to_vmem_run_beside():

@@ -6,8 +6,9 @@ Runs in an environment that has MaxText 0.2.5 and nothing of midjax:
     python maxtext_program.py --out FOLDER --options '{"xla_...": "true"}' \\
       compile_topology=v5p-128 model_name=...
 
-Writes FOLDER/program.txt, the scheduled program, and FOLDER/record.json: what the compiler says of
-memory, seconds of lowering and compiling, versions, and MaxText's own count of model FLOPs.
+Writes FOLDER/program.txt, the scheduled program as libtpu dumps it (as midjax reads its own), and
+FOLDER/record.json: what the compiler says of memory, seconds of lowering and compiling, versions,
+and MaxText's own count of model FLOPs.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import json
 import os
 import pathlib
 import sys
+import tempfile
 import time
 
 os.environ |= {
@@ -72,6 +74,12 @@ def lowered(arguments: list[str]):
         return jitted.lower(*inputs, **named), config, mesh
 
 
+def _largest(folder: str, pattern: str) -> str:
+    """The text of the step: small programs are dumped beside it."""
+    found = max(pathlib.Path(folder).glob(pattern), key=lambda path: path.stat().st_size)
+    return found.read_text(encoding="utf-8", errors="replace")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--out", required=True)
@@ -96,13 +104,16 @@ def main() -> int:
             maxtext_utils.calculate_tflops_training_per_device(config, log=False)[0]
         ),
     }
+    dumped = tempfile.TemporaryDirectory(prefix="maxtext-")
     try:
         compiled = step.compile(
             compiler_options={
                 **json.loads(args.options),
                 "xla_tpu_spmd_rng_bit_generator_unsafe": "true",
+                "xla_dump_to": dumped.name,
             }
         )
+        (out / "program.txt").write_text(_largest(dumped.name, "*.after_codegen.txt"), "utf-8")
     except jax.errors.JaxRuntimeError as error:
         record |= {"outcome": "refused", "said": str(error).strip().splitlines()[0][:500]}
     else:
@@ -112,7 +123,6 @@ def main() -> int:
             "peak_bytes": memory.peak_memory_in_bytes,
             "argument_bytes": memory.argument_size_in_bytes,
         }
-        (out / "program.txt").write_text(compiled.as_text(), encoding="utf-8")
     record["compiling_seconds"] = time.monotonic() - between
     record["cpu_seconds"] = time.process_time() - cpu_began
     (out / "record.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

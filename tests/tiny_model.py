@@ -2,9 +2,10 @@
 """Models small enough for tests, with grouped queries and a head size that is not dim / heads."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from midjax.model import architecture, rope, transformer
+from midjax.model import architecture, loss, rope, transformer
 
 NONE = rope.Rope(theta=10000.0, scaling=rope.RopeScaling(kind="none"))
 PI = rope.Rope(theta=10000.0, scaling=rope.RopeScaling(kind="pi", factor=4.0))
@@ -65,3 +66,9 @@ def rows(batch: int, length: int, vocab: int = 96, seed: int = 0):
             segments[row, begin:end] = number + 1
             positions[row, begin:end] = np.arange(end - begin)
     return tuple(jax.numpy.asarray(x) for x in (tokens, segments, positions))
+
+
+def mean_loss(model, params, hidden_BTD, targets_BT, z_loss_weight: float = 0.0) -> jax.Array:
+    """The objective of a batch whose tokens all weigh the same."""
+    weights_BT = jnp.full(targets_BT.shape, 1 / targets_BT.size)
+    return loss.objective(model, params, hidden_BTD, targets_BT, weights_BT, z_loss_weight)[0]

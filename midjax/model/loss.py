@@ -167,9 +167,7 @@ def _objective_forward(
         total, of_head = carry
         hidden_BCD, *given = piece
         here, pullback, losses = jax.vjp(
-            lambda head, hidden_BCD: _sum_of_chunk(
-                config, z_loss_weight, head, hidden_BCD, *given
-            ),
+            lambda head, hidden_BCD: _sum_of_chunk(config, z_loss_weight, head, hidden_BCD, *given),
             head,
             hidden_BCD,
             has_aux=True,
@@ -223,9 +221,7 @@ def _in_chunks(
         x = jnp.moveaxis(x.reshape(-1, rows, shards, size, *x.shape[3:]), 0, 2)
         return x.reshape(rows, shards, -1, *x.shape[4:])
 
-    carry, found = jax.lax.scan(
-        function, carry, tuple(chunks(x, 0, whole, chunk) for x in pieces)
-    )
+    carry, found = jax.lax.scan(function, carry, tuple(chunks(x, 0, whole, chunk) for x in pieces))
     found = [unchunks(x, chunk) for x in found]
     if rest:
         carry, last = function(carry, tuple(chunks(x, whole * chunk, 1, rest)[0] for x in pieces))

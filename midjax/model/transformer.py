@@ -281,7 +281,10 @@ def _turns(
             lengths_BT = None
             if rope.needs_lengths(turning):
                 lengths_BT = documents.lengths_on_mesh(segments_BT, positions_BT)
-            made[turning] = rope.angles(turning, config.head_dim, positions_BT, lengths_BT)
+            # Behind a barrier, or the TPU's compiler makes them in every layer, forward and back.
+            made[turning] = jax.lax.optimization_barrier(
+                rope.angles(turning, config.head_dim, positions_BT, lengths_BT)
+            )
         found[kind] = made[turning]
     return found
 

@@ -64,7 +64,8 @@ def program(config: architecture.TransformerConfig, mesh: jax.sharding.Mesh) -> 
 
     def objective(params, tokens, segments, positions):  # type: ignore[no-untyped-def]
         hidden_BTD = transformer.hidden(config, params, tokens, segments, positions)
-        return loss.token_losses(config, params, hidden_BTD, tokens)[0].mean()
+        weights = jnp.full(tokens.shape, 1 / tokens.size)
+        return loss.objective(config, params, hidden_BTD, tokens, weights, 0.0)[0]
 
     shapes = transformer.abstract(config)
     places = sharding.tree(mesh, transformer.logical_axes(config), shapes)

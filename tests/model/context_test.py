@@ -101,8 +101,9 @@ def outcome(kernel, axes):
         hidden = transformer.hidden(
             config, params, rows["tokens"], rows["segments"], rows["positions"]
         )
-        nll, _ = loss.token_losses(config, params, hidden, rows["targets"])
-        return (nll * rows["weights"]).sum() / rows["weights"].sum(), nll
+        weights = rows["weights"] / rows["weights"].sum()
+        value, (nll, _) = loss.objective(config, params, hidden, rows["targets"], weights, 0.0)
+        return value, nll
 
     logical, shapes = transformer.logical_axes(config), transformer.abstract(config)
     params = jax.device_put(tiny_model.params(config), sharding.tree(mesh, logical, shapes))

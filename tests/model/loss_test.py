@@ -41,7 +41,7 @@ def test_a_head_in_another_dtype_than_the_rest_learns(head_dtype):
     hidden = hidden.astype(other)
 
     def mean(head, hidden):
-        return loss.token_losses(config, params | {"head": head}, hidden, targets)[0].mean()
+        return tiny_model.mean_loss(config, params | {"head": head}, hidden, targets)
 
     def by_hand(head, hidden):
         scores = hidden.astype(jnp.float32) @ head.astype(head_dtype).astype(jnp.float32)
@@ -57,23 +57,48 @@ def test_a_head_in_another_dtype_than_the_rest_learns(head_dtype):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("chunk", [1, 4, 7, 19])
+@pytest.mark.parametrize("chunk", [1, 4, 7, 19, 20])
 def test_chunks_change_nothing(chunk, tied):
+    """Nor does it that gradients are made with the logits: JAX differentiates the whole."""
     whole = tiny_model.config(tied_head=tied)
     params, hidden, targets = inputs(whole)
-    weights = jax.random.uniform(jax.random.key(3), (2, *targets.shape))
+    weights = jax.random.uniform(jax.random.key(3), targets.shape).at[:, ::3].set(0)
 
-    def objective(config, params, hidden):
-        both = loss.token_losses(config, params, hidden, targets)
-        return sum((w * x).sum() for w, x in zip(weights, both, strict=True)), both
+    def in_chunks(params, hidden):
+        config = dataclasses.replace(whole, loss_chunk_tokens=chunk)
+        value, both = loss.objective(config, params, hidden, targets, weights, 0.3)
+        return 5 * value, both
 
-    results = [
-        jax.jit(jax.grad(objective, argnums=(1, 2), has_aux=True), static_argnums=0)(
-            dataclasses.replace(whole, loss_chunk_tokens=tokens), params, hidden
-        )
-        for tokens in (20, chunk)
-    ]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), *results)
+    def plain(params, hidden):
+        nll, log_z = both = loss.token_losses(whole, params, hidden, targets)
+        return 5 * (weights * (nll + 0.3 * jnp.square(log_z))).sum(), both
+
+    found, want = (
+        jax.jit(jax.value_and_grad(of, argnums=(0, 1), has_aux=True))(params, hidden)
+        for of in (in_chunks, plain)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-4), found, want)
+
+
+def test_losses_beside_the_objective_have_no_gradient():
+    config = tiny_model.config(loss_chunk_tokens=7)
+    params, hidden, targets = inputs(config)
+
+    def told(hidden):
+        weights = jnp.ones(targets.shape)
+        return loss.objective(config, params, hidden, targets, weights, 0.0)[1][0].sum()
+
+    assert not jax.grad(told)(hidden).any()
+
+
+def test_a_place_without_weight_may_have_an_infinite_loss():
+    config = tiny_model.config(loss_chunk_tokens=7)
+    params, hidden, targets = inputs(config)
+    params["head"] = params["head"].at[:, 0].set(-jnp.inf)
+    hidden, targets = jnp.abs(hidden), targets.at[:].set(1).at[0, 0].set(0)
+    weights = jnp.ones(targets.shape).at[0, 0].set(0)
+    value, (nll, _) = loss.objective(config, params, hidden, targets, weights, 0.0)
+    assert nll[0, 0] == jnp.inf and jnp.isfinite(value)
 
 
 def test_no_array_of_all_logits_when_chunked():
@@ -81,7 +106,7 @@ def test_no_array_of_all_logits_when_chunked():
     params, hidden, targets = inputs(config)
 
     def objective(params, hidden):
-        return loss.token_losses(config, params, hidden, targets)[0].sum()
+        return tiny_model.mean_loss(config, params, hidden, targets)
 
     compiled = jax.jit(jax.grad(objective, (0, 1))).lower(params, hidden).compile().as_text()
     assert "3,5,1000]" in compiled or "15,1000]" in compiled
@@ -93,7 +118,7 @@ def test_huge_logits_stay_finite():
     params, hidden, targets = inputs(config)
 
     def objective(hidden):
-        return loss.token_losses(config, params, hidden, targets)[0].sum()
+        return tiny_model.mean_loss(config, params, hidden, targets)
 
     value, grad = jax.value_and_grad(objective)(hidden * 1e6)
     assert jnp.isfinite(value) and jnp.isfinite(grad).all()

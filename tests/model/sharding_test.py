@@ -115,9 +115,9 @@ def outcome(mesh):
 
     def objective(params, tokens, segments, positions):
         hidden = transformer.hidden(CONFIG, params, tokens, segments, positions)
-        nll, log_z = loss.token_losses(CONFIG, params, hidden, tokens)
-        scores = transformer.logits(CONFIG, params, hidden)
-        return nll.mean() + 1e-2 * jnp.square(log_z).mean(), (scores, nll)
+        weights = jnp.full(tokens.shape, 1 / tokens.size)
+        value, (nll, _) = loss.objective(CONFIG, params, hidden, tokens, weights, 1e-2)
+        return value, (transformer.logits(CONFIG, params, hidden), nll)
 
     context, shardings = contextlib.nullcontext(), None
     if mesh is not None:
@@ -177,7 +177,7 @@ def travelling(kind, **mesh):
 
     def objective(params, tokens, segments, positions):
         hidden = transformer.hidden(config, params, tokens, segments, positions)
-        return loss.token_losses(config, params, hidden, tokens)[0].mean()
+        return tiny_model.mean_loss(config, params, hidden, tokens)
 
     with jax.set_mesh(mesh):
         text = jax.jit(jax.grad(objective)).lower(params, row, row, row).compile().as_text()

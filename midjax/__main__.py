@@ -163,7 +163,7 @@ checkpoints/<step>/; layer_norms.jsonl if asked; skipped_steps.json after a roll
 Train.evaluations evals.jsonl and eval/<name>-<step>.json. If that folder holds a checkpoint of this
 run, the newest whole one is resumed, whatever Start says (damaged ones are set aside, and it says
 so); otherwise Start says what the run begins from. The recipe must be the one that the run began
-with, but for run_dir, mesh, state_sharding, state_memory, microbatches, checkpoint,
+with, but for run_dir, mesh, state_sharding, state_memory, fsdp_sums, microbatches, checkpoint,
 compilation_cache, trackers, device_flops_per_second, optimizer.clip_norm, ema, model.remat and
 model.loss_chunk_tokens, for how it is guarded and measured (spikes, rollback,
 max_consecutive_skips, layer_norms_every_steps, noise_scale_every_steps, evaluations), for batch

@@ -14,6 +14,7 @@ LOOSE_WHEN_RESUMING = (
     "mesh",
     "state_sharding",
     "state_memory",
+    "fsdp_sums",
     "microbatches",
     "checkpoint",
     "compilation_cache",

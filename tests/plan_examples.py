@@ -39,7 +39,7 @@ _STAGE = {
 }  # fmt: skip
 _SETTING = {
     "mesh": {"data": 1, "fsdp": 64, "tensor": 1}, "microbatches": 1, "remat": "full",
-    "state_sharding": "as_params", "state_memory": "device",
+    "state_sharding": "as_params", "state_memory": "device", "fsdp_sums": "by_dimension",
 }  # fmt: skip
 PLAN = {
     "midjax": "0.1.0",

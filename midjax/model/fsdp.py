@@ -26,9 +26,12 @@ AXIS = "fsdp"
 def applies() -> bool:
     """Whether the mesh in force splits the batch over `fsdp`, and nothing else but by `data`."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.manual_axes:
-        return False
-    return {name for name, size in mesh.shape.items() if size > 1} | {"data"} == {"data", AXIS}
+    return not mesh.empty and not mesh.manual_axes and applies_to(mesh.shape)
+
+
+def applies_to(sizes: Mapping[str, int]) -> bool:
+    """Whether a mesh of these axes does."""
+    return {name for name, size in sizes.items() if size > 1} | {"data"} == {"data", AXIS}
 
 
 def on_rows(

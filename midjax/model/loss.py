@@ -222,11 +222,11 @@ def _in_chunks(
         return x.reshape(rows, shards, -1, *x.shape[4:])
 
     carry, found = jax.lax.scan(function, carry, tuple(chunks(x, 0, whole, chunk) for x in pieces))
-    found = [unchunks(x, chunk) for x in found]
+    found = tuple(unchunks(x, chunk) for x in found)
     if rest:
         carry, last = function(carry, tuple(chunks(x, whole * chunk, 1, rest)[0] for x in pieces))
         ends = [unchunks(x[None], rest) for x in last]
-        found = [jnp.concatenate(pair, axis=2) for pair in zip(found, ends, strict=True)]
+        found = tuple(jnp.concatenate(pair, axis=2) for pair in zip(found, ends, strict=True))
     return carry, tuple(x.reshape(rows, length, *x.shape[3:]) for x in found)
 
 

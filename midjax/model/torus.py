@@ -13,11 +13,16 @@ Asked for all of it at once, the TPU's compiler does two things that cost (libtp
   gather over several is waited for. Over the outermost dimension by itself, most of the bytes go
   beside computation. The inner dimensions are left together: what is small is over soonest so.
 
-By the compiler's estimate a step of Llama-3.1-8B on v6e-64 takes 1,145 ms for 1,192 with both in
-one, of Llama-2-70B on v5p-512 10,821 for 10,962. Without sparse cores (v5e) gathers stay in one:
-they run beside computation anyway; a 1B model's step on v5e-16 takes 273 ms for 268, and sends a
-fifth less. It is not faster everywhere: Llama-3.1-70B on v6e-256, with 32,768 tokens a chip and
-activations in host memory, took 30.1 s and takes 31.9.
+Without sparse cores (v5e) gathers stay in one: they run beside computation anyway.
+
+What sends least is not what waits least. An all-reduce over a torus of three dimensions has six
+links at once where a sum along a line has two, so `Train.fsdp_sums` may ask for sums "at_once". By
+the compiler's estimate, with gathers in two steps:
+
+    ms per step, GB sent            by_dimension      at_once     both in one
+    Llama-2-7B    on v5p-128          2,013            1,997
+    Llama-2-70B   on v5p-512         10,807           10,494       10,962
+    the same in two microbatches     10,602            9,755       10,274
 
 The train step is traced so (`train.program`); evaluation gathers in one.
 """
@@ -27,7 +32,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +43,7 @@ from jaxtyping import Array
 _SPARSE_CORES = frozenset({"TPU v5", "TPU v5p", "TPU v6 lite", "TPU v6e"})
 
 Groups = list[list[int]]
+Sums = Literal["by_dimension", "at_once"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,10 +54,12 @@ class Torus:
       sizes: of the dimensions that the axis runs over, the outermost first, as (8, 8, 4); () where
         there are fewer than two, or nobody knows.
       sparse_cores: whether the chips have some that do collectives.
+      sums_at_once: all dimensions together, of the gradients.
     """
 
     sizes: tuple[int, ...] = ()
     sparse_cores: bool = False
+    sums_at_once: bool = False
 
     def gathers(self) -> list[Groups | None]:
         """Places along the axis that gather together, step after step; None for all of them."""
@@ -65,6 +73,8 @@ class Torus:
 
         The outermost dimension comes first: what is left for the next is that much less.
         """
+        if self.sums_at_once:
+            return [None]
         index = np.arange(math.prod(self.sizes)).reshape(self.sizes)
         lines: list[Groups | None] = [
             np.moveaxis(index, i, -1).reshape(-1, size).tolist()
@@ -96,7 +106,7 @@ def traced_on(torus: Torus, function: Callable[..., Any]) -> Callable[..., Any]:
     return traced
 
 
-def of(jax_mesh: jax.sharding.Mesh, axis: str) -> Torus:
+def of(jax_mesh: jax.sharding.Mesh, axis: str, sums: Sums = "by_dimension") -> Torus:
     """How the devices lie along this axis of the mesh.
 
     The sizes are () where the devices' order is not that of their coordinates, one dimension inside
@@ -111,6 +121,7 @@ def of(jax_mesh: jax.sharding.Mesh, axis: str) -> Torus:
     return Torus(
         sizes=sizes if not found and len(sizes) > 1 else (),
         sparse_cores=all(device.device_kind in _SPARSE_CORES for device in rows.flat),
+        sums_at_once=sums == "at_once",
     )
 
 

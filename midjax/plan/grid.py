@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from midjax.hardware import slices as slices_lib
-from midjax.model import context, sharding
+from midjax.model import context, fsdp, sharding
 from midjax.plan import recipe as recipe_lib
 from midjax.plan import rough
 from midjax.train import recipe as train_lib
@@ -22,7 +22,7 @@ class Setting:
 
     Attributes:
       mesh: axis -> devices, all axes.
-      microbatches, remat, state_sharding, state_memory: of the recipe.
+      microbatches, remat, state_sharding, state_memory, fsdp_sums: of the recipe.
     """
 
     mesh: Mapping[str, int]
@@ -30,6 +30,7 @@ class Setting:
     remat: str
     state_sharding: str
     state_memory: str
+    fsdp_sums: str
 
     def of(self, config: train_lib.Train) -> train_lib.Train:
         """The recipe with this setting."""
@@ -40,6 +41,7 @@ class Setting:
             model=dataclasses.replace(config.model, remat=self.remat),  # type: ignore[arg-type]
             state_sharding=self.state_sharding,  # type: ignore[arg-type]
             state_memory=self.state_memory,  # type: ignore[arg-type]
+            fsdp_sums=self.fsdp_sums,  # type: ignore[arg-type]
         )
 
     def overrides(self) -> str:
@@ -49,6 +51,7 @@ class Setting:
             "TransformerConfig.remat": self.remat,
             "Train.state_sharding": self.state_sharding,
             "Train.state_memory": self.state_memory,
+            "Train.fsdp_sums": self.fsdp_sums,
         }
         return " ".join(f"--gin.{name}={value}" for name, value in bindings.items())
 
@@ -85,7 +88,11 @@ def of(
       usable_bytes: of HBM: what must hold more is left out.
     """
     rows = max(config.data.batch_sizes)
-    policies = list(itertools.product(search.remat, search.state_sharding, search.state_memory))
+    policies = list(
+        itertools.product(
+            search.remat, search.state_sharding, search.state_memory, search.fsdp_sums
+        )
+    )
     left_out: collections.Counter[str] = collections.Counter()
     sizes = rough.Sizes(config)
     fitting = []
@@ -108,16 +115,20 @@ def of(
                 policies
             )
             continue
-        for part, (remat, split, memory) in itertools.product(parts, policies):
+        for part, (remat, split, memory, sums) in itertools.product(parts, policies):
             setting = Setting(
                 mesh=mesh,
                 microbatches=part,
                 remat=remat,
                 state_sharding=split,
                 state_memory=memory,
+                fsdp_sums=sums,
             )
             if split == "over_data" and mesh["data"] == 1:
                 left_out["there is one copy of the model, and nothing to split over"] += 1
+                continue
+            if sums != search.fsdp_sums[0] and not fsdp.applies_to(mesh):
+                left_out["the compiler sums gradients, and not FSDP's own code"] += 1
                 continue
             guess = rough.of(setting.of(config), sizes, slice_, mesh, rows)
             if guess.least_bytes > usable_bytes:

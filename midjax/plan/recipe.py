@@ -6,6 +6,7 @@ import dataclasses
 from midjax.hardware import chips, flags
 from midjax.hardware import slices as slices_lib
 from midjax.model import remat as remat_lib
+from midjax.model import torus
 from midjax.train import placement
 from midjax.train import recipe as train_lib
 
@@ -20,8 +21,10 @@ class Search:
         each device a row.
       remat: policies of the backward pass.
       state_sharding, state_memory: of the optimizer's state.
+      fsdp_sums: how gradients are summed, where only `data` and `fsdp` split anything. The search
+        has the first of them, and then the fastest setting with each of the others.
       most_compiles: programs compiled per stage and slice, whole, in the order of a rough model
-        that is never reported.
+        that is never reported; the fastest with other `fsdp_sums` comes on top.
       exhaustive: compiles the whole grid, but for what cannot fit: for those who want to know what
         was missed. Hours.
     """
@@ -41,6 +44,7 @@ class Search:
     )
     state_sharding: tuple[placement.Sharding, ...] = ("as_params",)
     state_memory: tuple[placement.Memory, ...] = ("device",)
+    fsdp_sums: tuple[torus.Sums, ...] = ("by_dimension", "at_once")
     most_compiles: int = 16
     exhaustive: bool = False
 
@@ -48,7 +52,7 @@ class Search:
         known = ("data", "fsdp", "tensor", "context", "expert")
         if unknown := sorted(set(self.axes) - set(known)):
             raise ValueError(f"Search.axes names {unknown}; allowed: {', '.join(known)}.")
-        for name in ("axes", "remat", "state_sharding", "state_memory"):
+        for name in ("axes", "remat", "state_sharding", "state_memory", "fsdp_sums"):
             if not getattr(self, name):
                 raise ValueError(f"Search.{name} is empty: name at least one.")
         if self.most_compiles < 1:

@@ -2,7 +2,8 @@
 """Which mesh, microbatches and remat: settings compiled, best guess first, and the front of them.
 
 The rough model orders the grid; what has been compiled corrects it, mesh by mesh and policy by
-policy. Nothing that the model says is reported: every row is a compiled program.
+policy. It knows nothing of how gradients are summed: the fastest setting found is compiled with
+each way. Nothing that the model says is reported: every row is a compiled program.
 """
 
 import collections
@@ -103,7 +104,8 @@ def compiled(
     judge: Judge,
 ) -> tuple[list[Row], dict[str, int]]:
     """(rows, why the rest was not compiled -> how many)."""
-    left = list(settings)
+    of_sums = [] if search.exhaustive else [x for x, _ in settings if _is_variant(search, x)]
+    left = [one for one in settings if one[0] not in of_sums]
     rows: list[Row] = []
     skipped: collections.Counter[str] = collections.Counter()
     while left and (search.exhaustive or len(rows) < search.most_compiles):
@@ -113,13 +115,34 @@ def compiled(
         if any(_is_hungrier(setting, row) for row in rows):
             skipped["they keep more than one that did not fit"] += 1
             continue
-        step = judge(setting.of(config))
-        rows.append(Row(setting=setting, overrides=setting.overrides(), step=step))
+        rows.append(_row(setting, config, judge))
+    variants = _variants_of_best(rows, of_sums)
+    rows += [_row(setting, config, judge) for setting in variants]
+    if rest := len(of_sums) - len(variants):
+        skipped["slower settings with other sums of gradients"] += rest
     if left:
         skipped["the rough model puts them after those compiled (Search.most_compiles)"] += len(
             left
         )
     return rows, dict(skipped)
+
+
+def _row(setting: grid.Setting, config: train_lib.Train, judge: Judge) -> Row:
+    step = judge(setting.of(config))
+    return Row(setting=setting, overrides=setting.overrides(), step=step)
+
+
+def _is_variant(search: recipe_lib.Search, setting: grid.Setting) -> bool:
+    return setting.fsdp_sums != search.fsdp_sums[0]
+
+
+def _variants_of_best(rows: Sequence[Row], of_sums: Sequence[grid.Setting]) -> list[grid.Setting]:
+    """Those that differ from the fastest row in their sums alone."""
+    fits = [row for row in rows if row.step.found is not None]
+    if not fits:
+        return []
+    best = min(fits, key=_seconds).setting
+    return [one for one in of_sums if dataclasses.replace(one, fsdp_sums=best.fsdp_sums) == best]
 
 
 _Guessed = tuple[grid.Setting, rough.Rough]
@@ -179,6 +202,7 @@ def _is_hungrier(setting: grid.Setting, row: Row) -> bool:
         one.mesh == other.mesh
         and one.state_sharding == other.state_sharding
         and one.state_memory == other.state_memory
+        and one.fsdp_sums == other.fsdp_sums
     )
     # Parts beyond the first cost the sums of gradients: 1 may need less than 2.
     fewer = one.microbatches <= other.microbatches and (one.microbatches > 1) == (

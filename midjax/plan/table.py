@@ -77,7 +77,8 @@ def _search(one: search_lib.Searched) -> list[str]:
             numbers[0] = step.outcome
         mark = "*" if row.on_front else ""
         where = mesh(row.setting.mesh)
-        rows.append((mark, where, f"{row.setting.microbatches}", row.setting.remat, *numbers))
+        policy = ", ".join([row.setting.remat, *_sums(row.setting.fsdp_sums)])
+        rows.append((mark, where, f"{row.setting.microbatches}", policy, *numbers))
         missing = step.missing_bytes
         details.append([] if missing is None else [f"{gigabytes(missing)} a chip are missing"])
     lines = [head, *_aligned(rows, details, left=4)]
@@ -92,7 +93,12 @@ def setting(config: train_lib.Train) -> str:
     sizes = {axis: getattr(config.mesh, axis) for axis in sharding.MESH_AXES}
     parts = f"{config.microbatches} parts, " if config.microbatches > 1 else ""
     more = [x for x in (config.state_sharding, config.state_memory) if x not in _PLAIN]
-    return f"{mesh(sizes)}, {parts}{', '.join([config.model.remat, *more])}"
+    policy = ", ".join([config.model.remat, *more, *_sums(config.fsdp_sums)])
+    return f"{mesh(sizes)}, {parts}{policy}"
+
+
+def _sums(fsdp_sums: str) -> list[str]:
+    return ["sums at once"] if fsdp_sums == "at_once" else []
 
 
 def _slice(name: str, stages: Sequence[predict.Stage], price: float | None) -> list[str]:

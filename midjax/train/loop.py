@@ -262,7 +262,7 @@ def _leave_out(begun: Begun) -> Any:
     lr = curve.learning_rate(begun.prepared.schedule)
     sources = len(begun.prepared.loader.names)
     step = functools.partial(step_lib.leave_out, lr, sources)
-    return program.jitted(step, begun.state, begun.mesh)
+    return program.jitted(step, begun.state, begun.mesh, begun.prepared.config.fsdp_sums)
 
 
 def _batches(

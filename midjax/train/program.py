@@ -72,15 +72,22 @@ def steps(
             noise_every_steps=config.noise_scale_every_steps,
             ema=config.ema,
         )
-        return jitted(made, like, mesh)
+        return jitted(made, like, mesh, config.fsdp_sums)
 
     return {rows: one(rows) for rows in set(sizes)}
 
 
-def jitted(step: Any, like: step_lib.TrainState, mesh: jax.sharding.Mesh) -> Any:
-    """A pure step as one program: the state it is given is used up, and stays where it is."""
+def jitted(step: Any, like: step_lib.TrainState, mesh: jax.sharding.Mesh, sums: torus.Sums) -> Any:
+    """A pure step as one program: the state it is given is used up, and stays where it is.
+
+    Args:
+      step: (state, batch) -> (state, metrics).
+      like: a state, or its shapes, with its shardings.
+      mesh: of the state.
+      sums: how FSDP sums gradients over the torus.
+    """
     replicated = jax.sharding.NamedSharding(mesh, sharding.spec(()))
     shardings = (jax.tree.map(lambda x: x.sharding, like), replicated)
-    here = torus.traced_on(torus.of(mesh, fsdp.AXIS), step)
+    here = torus.traced_on(torus.of(mesh, fsdp.AXIS, sums), step)
     near = placement.near(here, shardings[0])
     return jax.jit(near, donate_argnums=0, out_shardings=shardings)

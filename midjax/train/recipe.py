@@ -6,7 +6,7 @@ import dataclasses
 from midjax import checkpoint
 from midjax.batches import loader as loader_lib
 from midjax.distributed import group
-from midjax.model import architecture, sharding
+from midjax.model import architecture, sharding, torus
 from midjax.trackers import tools as trackers_lib
 from midjax.train import ema as ema_lib
 from midjax.train import evaluation as evaluation_lib
@@ -46,6 +46,8 @@ class Train:
         of the model too (ZeRO's stage 1), so that each of `Mesh.data` devices holds a part.
       state_memory: "device", or "pinned_host": it lies in the memory of the host, and visits the
         devices for each update.
+      fsdp_sums: how FSDP sums gradients over a torus of TPUs: "by_dimension" sends the least;
+        "at_once" sends up to twice as much, and may wait less: see `model.torus`.
       checkpoint: when to save.
       seed: of fresh parameters.
       trackers: programs that metrics are sent to as well, such as (@TensorBoard(),): see
@@ -73,6 +75,7 @@ class Train:
     seed: int
     state_sharding: placement.Sharding = "as_params"
     state_memory: placement.Memory = "device"
+    fsdp_sums: torus.Sums = "by_dimension"
     trackers: tuple[trackers_lib.Tool, ...] = ()
     device_flops_per_second: float | None = None
     compilation_cache: str | None = None

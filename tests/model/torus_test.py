@@ -19,6 +19,7 @@ TORI = {
     "in one": torus.Torus(),
     "sums": torus.Torus(sizes=(2, 2)),
     "both": torus.Torus(sizes=(2, 2), sparse_cores=True),
+    "gathers": torus.Torus(sizes=(2, 2), sparse_cores=True, sums_at_once=True),
 }
 INNER, OUTER = "{{0,1},{2,3}}", "{{0,2},{1,3}}"
 
@@ -77,6 +78,9 @@ def test_each_step_is_along_one_dimension(found):
     (gather,), sums = (groups(found["sums"][2], kind) for kind in ("all-gather", "reduce-scatter"))
     assert gather[0] == "8,3" and gather[1] not in (INNER, OUTER)
     assert [where for _, where in sums] == [OUTER, INNER]
+    (at_once,) = groups(found["gathers"][2], "reduce-scatter")
+    assert at_once == ("2,3", gather[1])
+    assert groups(found["gathers"][2], "all-gather") == groups(program, "all-gather")
     (at_once,) = groups(found["in one"][2], "reduce-scatter")
     assert at_once[0] == "2,3" and at_once[1] not in (INNER, OUTER)
 
@@ -140,6 +144,7 @@ GRID = [(x, y, z) for x in range(2) for y in range(4) for z in range(3)]
 
 def test_sizes_are_read_off_the_coordinates():
     assert torus.of(mesh_at(GRID), "fsdp").sizes == (2, 4, 3)
+    assert torus.of(mesh_at(GRID), "fsdp", "at_once").sums_at_once
     # Another order of the coordinates, the same of the places.
     assert torus.of(mesh_at([place[::-1] for place in GRID]), "fsdp").sizes == (2, 4, 3)
     # Two copies of the model, each in one plane.

@@ -38,6 +38,15 @@ def test_every_setting_is_there_or_has_a_reason():
         assert 8 % (shards * setting.microbatches) == 0
 
 
+def test_sums_are_a_choice_where_fsdp_is_written_out():
+    found = of()
+    at_once = [one for one, _ in found.settings if one.fsdp_sums == "at_once"]
+    other = [one for one, _ in found.settings if one.fsdp_sums != "at_once"]
+    assert {one.mesh["fsdp"] > 1 == one.mesh["tensor"] for one in at_once} == {True}
+    assert {one.mesh["tensor"] for one in other} == {1, 2}
+    assert found.left_out["the compiler sums gradients, and not FSDP's own code"] > 0
+
+
 def test_the_torus_and_the_memory_leave_some_out():
     found = of(placeable=lambda meshes: [mesh["fsdp"] == 4 for mesh in meshes])
     assert {setting.mesh["fsdp"] for setting, _ in found.settings} == {4}
@@ -58,7 +67,7 @@ def test_overrides_are_the_setting():
     config = plan_recipes.train(rows=8)
     changed = setting.of(config)
     said = dict(
-        config_lib.split_argv(setting.overrides().split())[1][i].split("=") for i in range(8)
+        config_lib.split_argv(setting.overrides().split())[1][i].split("=") for i in range(9)
     )
     assert int(said["Mesh.fsdp"]) == changed.mesh.fsdp
     assert int(said["Train.microbatches"]) == changed.microbatches

@@ -77,14 +77,14 @@ def test_what_the_recipe_itself_refuses_is_named(made):
 
 
 def test_a_search_finds_what_all_of_its_grid_would(made):
-    """Three programs of four, and the best of all four among them."""
+    """Three programs of six, and the best of all among them."""
     asked = {"axes": ("data", "fsdp"), "microbatches": (1,), "remat": ("none", "full")}
     root = plan_recipes.plan(plan_recipes.train(rows=8))
     given = ("one", root.train, FOUR, made)
     every = run.search(root, recipe.Search(**asked, exhaustive=True), *given)
     some = run.search(root, recipe.Search(**asked, most_compiles=3), *given)
-    assert every.size == 6 and len(every.rows) + sum(every.left_out.values()) == 6
-    assert len(some.rows) == 3 and len(some.rows) + sum(some.left_out.values()) == 6
+    assert every.size == 12 and len(every.rows) + sum(every.left_out.values()) == 12
+    assert len(some.rows) == 3 and len(some.rows) + sum(some.left_out.values()) == 12
     best, found = every.best.step.found, some.best.step.found
     assert found.step_seconds <= 1.03 * best.step_seconds
 

@@ -9,7 +9,7 @@ from midjax.plan import analysis, grid, predict, recipe, rough, search
 POLICIES = ("full", "save_attention", "save_projections", "none")
 
 
-def setting(remat="full", microbatches=1, fsdp=4) -> grid.Setting:
+def setting(remat="full", microbatches=1, fsdp=4, sums="by_dimension") -> grid.Setting:
     mesh = {"data": 4 // fsdp, "fsdp": fsdp, "context": 1, "expert": 1, "tensor": 1}
     return grid.Setting(
         mesh=mesh,
@@ -17,6 +17,7 @@ def setting(remat="full", microbatches=1, fsdp=4) -> grid.Setting:
         remat=remat,
         state_sharding="as_params",
         state_memory="device",
+        fsdp_sums=sums,
     )
 
 
@@ -37,6 +38,7 @@ class Judge:
 
     def __call__(self, config):
         key = (config.model.remat, config.microbatches, config.mesh.fsdp)
+        key += (config.fsdp_sums,) * (config.fsdp_sums != "by_dimension")
         self.asked.append(key)
         seconds, peak = self.known[key]
         common = {
@@ -97,6 +99,23 @@ def test_now_and_then_a_leaner_one_is_tried():
     run(judge, guesses, most_compiles=4)
     assert judge.asked[:3] == [(remat, 1, 4) for remat in POLICIES[:3]]
     assert judge.asked[3] == ("none", 1, 4)
+
+
+def test_the_fastest_is_compiled_with_other_sums_of_gradients():
+    guesses = {(remat, 1, 4): (4.0 - i, 5) for i, remat in enumerate(POLICIES)}
+    both = guesses | {(*key, "at_once"): value for key, value in guesses.items()}
+    # Of the three compiled the second turns out to be the fastest.
+    best = ("save_projections", 1, 4)
+    known = both | {best: (0.8, 5), (*best, "at_once"): (0.7, 5)}
+    judge = Judge(known)
+    rows, skipped = run(judge, both, most_compiles=3)
+    plain = [(remat, 1, 4) for remat in POLICIES[:0:-1]]
+    assert judge.asked == [*plain, (*best, "at_once")]
+    assert search._ordered(rows)[0].setting == setting("save_projections", sums="at_once")
+    assert skipped["slower settings with other sums of gradients"] == 3
+    assert sum(skipped.values()) + len(rows) == len(both)
+    run(judge := Judge(known), both, exhaustive=True)
+    assert len(judge.asked) == len(both)
 
 
 def test_the_front_is_faster_or_smaller_than_all_others():

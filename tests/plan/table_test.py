@@ -89,7 +89,12 @@ def test_columns_are_aligned():
 def test_a_search_marks_its_front_and_gives_its_overrides():
     mesh = {"data": 1, "fsdp": 64, "context": 1, "expert": 1, "tensor": 1}
     one = grid.Setting(
-        mesh=mesh, microbatches=2, remat="full", state_sharding="as_params", state_memory="device"
+        mesh=mesh,
+        microbatches=2,
+        remat="full",
+        state_sharding="as_params",
+        state_memory="device",
+        fsdp_sums="at_once",
     )
     rows = (
         search.Row(setting=one, overrides=one.overrides(), step=step(), on_front=True),
@@ -104,6 +109,7 @@ def test_a_search_marks_its_front_and_gives_its_overrides():
             search.Searched(stage="s", slice="v5e-64", size=9, rows=rows, left_out={"why": 7}),
         )
     )
+    assert "full, sums at once" in said and "none, sums at once" in said
     assert "2 of 9 settings compiled" in said and "7: why" in said
     assert "--gin.Mesh.fsdp=64" in said and "--gin.not=this" not in said
     assert "2.00 GB a chip are missing" in said

@@ -8,6 +8,7 @@
     transformer.hidden  <-- rope.angles, attention.blocked
         |
     [B, T, D] --loss.token_losses--> nats and log Z per token [B, T]
+        |-----loss.objective-------> the same, and their weighted sum, which has a gradient
         +------transformer.logits--> scores [B, T, V]
 
     Hugging Face folder <--hf.save-- (config, params) <--hf.load-- Hugging Face folder

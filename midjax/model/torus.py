@@ -19,10 +19,11 @@ What sends least is not what waits least. An all-reduce over a torus of three di
 links at once where a sum along a line has two, so `Train.fsdp_sums` may ask for sums "at_once". By
 the compiler's estimate, with gathers in two steps:
 
-    ms per step, GB sent            by_dimension      at_once     both in one
-    Llama-2-7B    on v5p-128          2,013            1,997
-    Llama-2-70B   on v5p-512         10,807           10,494       10,962
-    the same in two microbatches     10,602            9,755       10,274
+    ms per step                     by_dimension      at_once
+    Llama-2-7B on v5p-128             2,014            1,997
+    Llama-2-70B on v5p-512           10,803           10,494
+    the same in two microbatches     10,602            9,755
+    Llama-3.1-8B on v6e-64            1,125            1,099
 
 The train step is traced so (`train.program`); evaluation gathers in one.
 """

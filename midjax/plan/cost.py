@@ -3,8 +3,8 @@
 
 Every instruction costs the cycles that the compiler itself estimates, loops as often as they run;
 kernels and collectives, for which it has no estimate, cost what a model of the chip says, and the
-knobs of that model are arguments. It is a model and no measurement: set beside published runs it
-reads 6 to 14 % slow.
+knobs of that model are arguments. It is a model and no measurement: `plan.published` has it beside
+published runs.
 
 Copies to and from the host, collectives that are started and waited for later, and copies to VMEM
 run beside the rest; only what is waited for adds to the step.

@@ -5,7 +5,8 @@
 
 Llama-3.1-8B in rows of 8,192 tokens: one for each of 64 v5e chips, and four for each of 16 v5p
 chips; meshes of `fsdp` and `tensor`, one or two microbatches, three or two policies of the backward
-pass. The search may compile eight programs; then all others that can fit are compiled, too.
+pass, sums of gradients by dimension or at once. The search may compile eight programs, and the
+fastest with the other sums; then all others that can fit are compiled, too.
 
 Prints `figure | ours | peer | ratio | target | met`, where the peer is the exhaustive search;
 writes build/bench/plan_search.json; exits with 1 where what was found is over 3 % slower than the

@@ -104,8 +104,7 @@ def loss_and_sums(
         batch.weights / total_weight,
         loss.z_loss_weight,
     )
-    # Selected, not multiplied: the loss of a place without weight may be infinite, and 0 * inf is
-    # not a number.
+    # Selected, not multiplied, as in the objective itself.
     weighted = jnp.where(batch.weights > 0, batch.weights * nll, 0.0)
     z = jnp.where(batch.weights > 0, batch.weights * jnp.square(log_z), 0.0)
     here = batch.source[..., None] == jnp.arange(sources)

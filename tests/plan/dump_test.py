@@ -52,7 +52,6 @@ def test_both_texts_of_a_program_cost_the_same():
     knobs = dataclasses.asdict(analysis.Knobs())
     costs = [cost.estimate(text, slices.parse("v5e-1"), {}, **knobs) for text in texts]
     assert costs[0].parts == costs[1].parts and costs[0].prefetch_bytes == costs[1].prefetch_bytes
-    # Of six weights and x, all but the first product's weight come while another product runs.
     assert costs[0].parts["vector"] == 0 and costs[0].parts["prefetch"] > 0
 
 

@@ -31,6 +31,7 @@ def run(arguments: list[str]) -> None:
     local = runner.Local()
     reads: list[str] = []
     if options.action == "create" and (recipe := read(root)) is not None:
+        check_flags(root, recipe)
         check_mesh(root, recipe)
         reads = read_places(root, recipe)
     session = run_lib.Session(root, local, reads=reads)
@@ -62,6 +63,23 @@ def read(root: Any) -> Any:
     _, bindings, _ = config.split_argv(root.arguments[1:])
     # The run's own folder is the machines' concern; whether the rest holds is known here.
     return config.load("train", [str(place)], [x for x in bindings if "run_dir=" not in x])
+
+
+def check_flags(root: Any, recipe: Any) -> None:
+    """The compiler's flags are those of the model: `watch` starts it again without its recipe.
+
+    Raises:
+      LaunchError: `Launch.mixture_of_experts` says something else than the recipe.
+    """
+    from midjax.launch import spec
+
+    has_experts = recipe.model.experts is not None
+    if root.mixture_of_experts != has_experts:
+        raise spec.LaunchError(
+            f"Launch.mixture_of_experts is {root.mixture_of_experts}, and the model of "
+            f"{root.recipe} has {'experts' if has_experts else 'none'}: such a model has flags of "
+            f"its own. Set Launch.mixture_of_experts = {has_experts}."
+        )
 
 
 def check_mesh(root: Any, recipe: Any) -> None:

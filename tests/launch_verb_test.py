@@ -7,7 +7,10 @@ import pytest
 
 from midjax import __main__ as cli
 from midjax import config, launch_verb
+from midjax.hardware import flags
 from midjax.launch import pods, spec
+from midjax.model import architecture
+from midjax.plan import recipe as plan_lib
 from midjax.train import evaluation
 
 RECIPE = "gin/recipes/launch_v5e.gin"
@@ -57,6 +60,7 @@ def test_launch_prints_where_gcloud_is_absent(tmp_path, capsys, monkeypatch):
         ([wide(data=-1, fsdp=4)], "prose/Source.tokens = 'build/demo/tokens/prose'"),
         ([wide(data=-1, fsdp=4)], 'such as "prose/Source.tokens={bucket}/FOLDER"'),
         ([wide(data=-1, fsdp=4)], "Start.run = 'build/demo/pretrain'"),
+        (["--gin.Launch.mixture_of_experts=True"], "Set Launch.mixture_of_experts = False"),
         (["resume"], "unknown arguments ['resume']; launch takes"),
         (["--spot"], "unknown arguments ['--spot']"),
     ],
@@ -78,6 +82,21 @@ def test_the_recipe_fits_every_slice_that_has_a_file(size):
         "gs://my-bucket/runs/demo/pretrain",
         *(f"gs://my-bucket/runs/demo/tokens/{name}" for name in ("code", "maths", "prose")),
     ]
+
+
+def test_a_mixture_of_experts_has_the_flags_that_a_plan_gives_it():
+    """Of v6e they differ, and a recipe that goes with the wrong ones is refused."""
+    root = config.load("launch", [RECIPE], ["Launch.slice=v6e-16"])
+    recipe = launch_verb.read(root)
+    launch_verb.check_flags(root, recipe)
+    experts = architecture.Experts(count=4, per_token=2, ffn_dim=64)
+    mixed = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, experts=experts))
+    with pytest.raises(spec.LaunchError, match="mixture_of_experts = True"):
+        launch_verb.check_flags(root, mixed)
+    root = dataclasses.replace(root, mixture_of_experts=True)
+    launch_verb.check_flags(root, mixed)
+    planned = plan_lib.Plan(train=mixed, slices=("v6e-16",)).options(root.tpu, mixed)
+    assert flags.as_compiler_options(root.flags) == planned
 
 
 def test_what_evaluations_read_must_be_in_a_bucket_too():

@@ -26,7 +26,7 @@ import jax
 
 import midjax
 from midjax import log
-from midjax.distributed import meeting
+from midjax.distributed import meeting, tpus
 from midjax.distributed import place as place_lib
 
 _FAILED = "midjax/failed"
@@ -112,13 +112,16 @@ def running(hosts: Hosts) -> Iterator[None]:
     Inside, only process 0 speaks. Alone, it does nothing. An error inside ends all processes.
 
     Raises:
+      tpus.NoTpuError: it is to compute on a TPU, and cannot.
       place.PlaceError: see `place.find`.
       meeting.MissingError: a process did not come, or was lost on the way.
       meeting.MeetingError: processes that do not belong together.
     """
     global _group
+    tpus.check_library(os.environ)
     place = place_lib.find(seconds=hosts.start_seconds)
     if place is None:
+        tpus.check_chips(os.environ)
         yield
         return
     if _group is not None:
@@ -130,11 +133,7 @@ def running(hosts: Hosts) -> Iterator[None]:
     _group.watcher = watcher
     watcher.start()
     try:
-        if place.is_tpu and jax.default_backend() != "tpu":
-            raise ValueError(
-                f"A TPU was found, and JAX computes on {jax.default_backend()!r}: its chips are in "
-                "use by another process, or libtpu is missing. Set JAX_PLATFORMS=tpu to hear why."
-            )
+        tpus.check_chips(os.environ, found=place.is_tpu)
         yield
     except BaseException as error:
         if not getattr(error, "is_everywhere", False):

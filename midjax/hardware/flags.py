@@ -3,8 +3,9 @@
 
 The same table serves a run (`LIBTPU_INIT_ARGS`) and a compilation without a TPU
 (`compiler_options`). A flag is here because somebody's published runs have it, or because the
-compiler's own estimate says so; none was measured on hardware by midjax. libtpu 0.0.42
-and 0.0.52 take them, chip by chip, all together; other versions need not know all of them.
+compiler's own estimate says so; none was measured on hardware by midjax. libtpu 0.0.42.1, 0.0.50.1
+and 0.0.52 take them, chip by chip, all together (tests/hardware/flags_test.py asks the one that is
+installed); other versions need not know all of them.
 """
 
 import dataclasses

@@ -36,8 +36,8 @@ PASSED_ON = (
     "JAX_NUM_PROCESSES",
     "JAX_PROCESS_ID",
 )
-# Of those, what all machines would be told alike, and must not be.
-_OF_EACH_MACHINE = (*PASSED_ON[:4], *PASSED_ON[-3:])
+# Of those, what all machines may be told alike. The others would all be the same worker.
+_OF_ALL_MACHINES = ("TPU_WORKER_HOSTNAMES",)
 
 
 def fixed(config: spec.Launch) -> tuple[Variable, ...]:
@@ -78,7 +78,11 @@ def check(config: spec.Launch) -> None:
     for name, instead in (
         ("LIBTPU_INIT_ARGS", "Launch.compiler_flags adds and replaces single flags"),
         ("JAX_PLATFORMS", "a run that is launched needs its TPUs"),
-        *((name, "the machines say it themselves") for name in _OF_EACH_MACHINE),
+        *(
+            (name, "the machines say it themselves")
+            for name in PASSED_ON
+            if name not in _OF_ALL_MACHINES
+        ),
     ):
         if name in config.env or name in config.secrets:
             raise spec.LaunchError(f"Launch.env has {name}: {instead}. Leave it out.")

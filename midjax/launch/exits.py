@@ -32,6 +32,11 @@ def verdict(code: int) -> Verdict:
     return "restart" if code in RESTART else "stop"
 
 
+def endings() -> tuple[int, ...]:
+    """Codes with which a trainer says why nobody should start it again."""
+    return tuple(code for code in MEANINGS if verdict(code) == "stop")
+
+
 def text(code: int) -> str:
     """`42 (asked to stop, with the state saved)`."""
     return f"{code} ({MEANINGS.get(code, 'not one of midjax')})"

@@ -127,5 +127,6 @@ def xpk(config: spec.Launch, env_file: str) -> Command | None:
             # exec: xpk's own wrapper signals only what it starts itself.
             f"--command=exec {train}",
         ),
-        why="the same run by xpk, which restarts on the same exit codes",
+        why="the same command by xpk, which restarts on the same exit codes; logs are where xpk "
+        "puts them, and midjax launch status, logs and watch do not see it",
     )

@@ -149,7 +149,8 @@ def _container(config: spec.Launch) -> dict[str, Any]:
 
 def _sorted(torus: tuple[int, ...]) -> tuple[int, ...]:
     """GKE's labels have edges rising, but for 2x2x1."""
-    return torus if torus == (2, 2, 1) else tuple(sorted(torus))
+    edges = tuple(sorted(torus))
+    return (2, 2, 1) if edges == (1, 2, 2) else edges
 
 
 def env_file(config: spec.Launch) -> str:

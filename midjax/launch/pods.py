@@ -36,8 +36,12 @@ def text(name: str) -> str:
         "JAX_PLATFORMS=tpu",
         "LIBTPU_INIT_ARGS=",
     ]
-    for flag in flags.flags(tpu.chip.name):
+    dense = flags.flags(tpu.chip.name)
+    for flag in dense:
         lines += [f"# {flag.why} ({flag.source})", f'LIBTPU_INIT_ARGS+=" {flag.text}"']
+    for flag in flags.flags(tpu.chip.name, dense=False):
+        if flag not in dense:
+            lines += [f"# A mixture of experts takes, in the place of its like: {flag.text}"]
     return "\n".join([*lines, ""])
 
 

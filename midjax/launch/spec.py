@@ -73,7 +73,7 @@ class Launch:
       save_seconds: what the run needs to save its state; must fit into `grace_seconds`.
       compiler_flags: more flags of the TPU's compiler, `--xla_...=value`, or other values for those
         of midjax/hardware/flags.py.
-      mixture_of_experts: takes the flags of such a model.
+      mixture_of_experts: whether the recipe's model has experts: it takes the flags of such a one.
       runtime_version: of the virtual machines; None is the chip's own.
       cluster: of GKE.
       cluster_location: zone or region of the cluster; None is the region of `zone`.
@@ -122,7 +122,7 @@ class Launch:
         self._check_numbers()
         self._check_backend()
         slices.parse(self.slice)
-        flags_lib.merge(flags_lib.flags(self.tpu.chip.name), self.compiler_flags)
+        self.flags  # noqa: B018  or is refused
 
     def _check_texts(self) -> None:
         for field, pattern, form in (

@@ -28,7 +28,7 @@ class RunEndedError(spec.LaunchError):
 
     def __init__(self, text: str, code: int = 2) -> None:
         super().__init__(text)
-        self.exit_code = code if 0 < code < 6 else 2
+        self.exit_code = code if code in exits.endings() else 2
 
 
 class NoAnswerError(spec.LaunchError):
@@ -93,7 +93,7 @@ def decide(config: spec.Launch, look: Look) -> Action:
         return Action(
             kind="stop",
             why=f"{action.why}; that was restart {config.max_restarts} of as many "
-            "(Launch.max_restarts). To go on nevertheless: midjax launch delete, then create",
+            "(Launch.max_restarts). To go on nevertheless: midjax launch create",
             code=action.code,
         )
     return action
@@ -191,8 +191,8 @@ class Watch:
             return action
         if action.kind == "start":
             self._try(gcloud.start(self._config, look.resource.attempt))
-        ended = action.kind in ("done", "restart") or (action.code and not look.stop_asked)
-        if not ended:
+        was_asked = action.kind == "stop" and look.stop_asked  # who stopped it, deletes it
+        if action.kind in ("wait", "start") or was_asked:
             return action
         # Nobody pays for a slice that does nothing: there is no end before it is given back.
         if self._try(gcloud.delete(self._config)):

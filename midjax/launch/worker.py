@@ -231,7 +231,7 @@ def _coming_back(config: spec.Launch) -> str:
     """
     if config.backend != "qr":
         return ""
-    ends = [str(code) for code in exits.MEANINGS if exits.verdict(code) == "stop"]
+    ends = [str(code) for code in exits.endings()]
     return (
         f"--property=Restart=on-failure --property=RestartSec={_BACK_SECONDS} "
         f"--property=RestartPreventExitStatus={shlex.quote(' '.join(ends))} "

@@ -2,6 +2,7 @@
 """The root of the verb `train`: everything that a recipe says about one run."""
 
 import dataclasses
+from typing import get_args
 
 from midjax import checkpoint
 from midjax.batches import loader as loader_lib
@@ -108,6 +109,13 @@ class Train:
                 f"{self.max_consecutive_skips} and {every}."
             )
         self._check_noise()
+        for name, kind in (
+            ("state_sharding", placement.Sharding),
+            ("state_memory", placement.Memory),
+            ("fsdp_sums", torus.Sums),
+        ):
+            if (value := getattr(self, name)) not in (allowed := get_args(kind)):
+                raise ValueError(f"Train.{name} = {value!r}; allowed: {', '.join(allowed)}.")
         if self.device_flops_per_second is not None and self.device_flops_per_second <= 0:
             raise ValueError(
                 "Train.device_flops_per_second must be positive (459e12 is a TPU v5p's), got "

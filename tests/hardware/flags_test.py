@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
+import os
 import re
+import subprocess
+import sys
 
+import plan_recipes
 import pytest
 
 from midjax.hardware import chips, flags
@@ -21,6 +26,58 @@ def test_tables_are_whole(chip, dense):
     for flag in table:
         assert re.fullmatch(r"(xla|tpu)_\w+", flag.name) and re.fullmatch(r"\w+", flag.value)
         assert len(flag.why) > 20 and flag.source
+
+
+# libtpu ends a process whose LIBTPU_INIT_ARGS has a flag that it does not know, and the compiler
+# refuses what it does not know.
+STARTS = """
+import json, sys
+import jax
+from midjax.hardware import slices
+from midjax.plan import program
+
+device = program.devices(slices.parse(sys.argv[1]))[0]
+place = jax.sharding.SingleDeviceSharding(device)
+x = jax.ShapeDtypeStruct((128, 128), "bfloat16", sharding=place)
+jax.jit(lambda x: x @ x).lower(x).compile(compiler_options=json.loads(sys.argv[2]))
+print("compiled for", device.device_kind)
+"""
+
+
+def start(name: str, args: str, options: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(
+        [sys.executable, "-c", STARTS, name, json.dumps(options)],
+        env={**environment, "LIBTPU_INIT_ARGS": args},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "dense", "kind"),
+    [
+        ("v4-8", True, "TPU v4"),
+        ("v5e-4", True, "TPU v5 lite"),
+        ("v5p-8", True, "TPU v5"),
+        ("v6e-4", True, "TPU v6 lite"),
+        ("v6e-4", False, "TPU v6 lite"),
+    ],
+)
+def test_the_installed_libtpu_takes_all_flags_of_a_chip(name, dense, kind):
+    plan_recipes.need_compiler()
+    table = flags.flags(name.partition("-")[0], dense)
+    done = start(name, flags.as_libtpu_init_args(table), flags.as_compiler_options(table))
+    assert done.stdout == f"compiled for {kind}\n", done.stderr[-2000:]
+
+
+def test_libtpu_does_not_start_with_a_flag_that_it_does_not_know():
+    plan_recipes.need_compiler()
+    done = start("v5e-4", "--xla_no_such_flag=true", {})
+    assert done.returncode and "xla_no_such_flag" in done.stderr
+    done = start("v5e-4", "", {"xla_no_such_flag": "true"})
+    assert done.returncode and "xla_no_such_flag" in done.stderr
 
 
 def test_v6e_has_less_vmem_for_fusions_beside_kernels_of_experts():

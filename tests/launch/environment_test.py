@@ -25,7 +25,8 @@ def test_the_recipes_variables_come_last_and_replace():
 
 
 @pytest.mark.parametrize(
-    "name", ["LIBTPU_INIT_ARGS", "JAX_PLATFORMS", "MEGASCALE_SLICE_ID", "JAX_PROCESS_ID"]
+    "name",
+    ["LIBTPU_INIT_ARGS", "JAX_PLATFORMS", "MEGASCALE_SLICE_ID", "JAX_PROCESS_ID", "TPU_WORKER_ID"],
 )
 def test_variables_that_would_undo_it_are_refused(name):
     with pytest.raises(spec.LaunchError, match=name):

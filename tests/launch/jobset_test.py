@@ -36,6 +36,15 @@ def test_v5e_16_in_full():
     assert pod["containers"][0]["command"] == ["bash", "/etc/midjax/worker.sh"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "label"), [("v5p:1x2x2", "2x2x1"), ("v5p:2x2x1", "2x2x1"), ("v5p:4x2x2", "2x2x4")]
+)
+def test_a_torus_is_labelled_as_gke_names_it_however_it_was_written(asked, label):
+    document = jobset.documents(fake_cloud.on_gke(slice=asked))[1]
+    pod = document["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == label
+
+
 def test_codes_that_a_restart_cannot_mend_fail_the_job():
     document = jobset.documents(fake_cloud.on_gke())[1]
     job = document["spec"]["replicatedJobs"][0]["template"]["spec"]

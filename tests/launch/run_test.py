@@ -123,16 +123,33 @@ def test_restarts_have_a_limit(tmp_path):
     with pytest.raises(watch.RunEndedError, match="restart 2 of as many"):
         one.watch()
     assert len(cloud.lines(" create ")) == 3
+    assert cloud.resource is None  # given back
 
 
-@pytest.mark.parametrize("code", [2, 3, 4, 5, 1, 100])
-def test_what_a_restart_cannot_mend_stops_and_says_why(tmp_path, code):
+def test_a_machine_that_fell_silent_is_given_back_where_no_restart_is_left(tmp_path):
+    def falls_silent(c):
+        c.set("ACTIVE")
+        c.report(1, "running", None)
+        c.now += fake_cloud.launch().silent_seconds
+
+    cloud = fake_cloud.Cloud([falls_silent])
+    one = session(tmp_path, cloud, backend="qr", max_restarts=0)
+    one.create()
+    with pytest.raises(watch.RunEndedError, match="not heard of"):
+        one.watch()
+    assert cloud.resource is None and len(cloud.lines(" create ")) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "own"), [(1, 1), (2, 2), (3, 2), (4, 4), (5, 5), (6, 6), (100, 2)]
+)
+def test_what_a_restart_cannot_mend_stops_and_says_why(tmp_path, code, own):
     cloud = fake_cloud.Cloud([lambda c: c.set("ACTIVE"), lambda c: c.report(1, "ended", code)])
     one = session(tmp_path, cloud, backend="qr")
     one.create()
     with pytest.raises(watch.RunEndedError, match=f"ended with code {code} ") as ended:
         one.watch()
-    assert ended.value.exit_code == (code if code < 6 else 2)
+    assert ended.value.exit_code == own
     assert cloud.resource is None  # given back
     assert len(cloud.lines(" create ")) == 1
 

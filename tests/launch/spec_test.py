@@ -35,6 +35,8 @@ def test_what_follows_from_the_fields():
     assert [flag.name for flag in more.flags][-1] == "xla_dump_to"
     experts = fake_cloud.launch(slice="v6e-16", mixture_of_experts=True)
     assert "81920" in [flag.value for flag in experts.flags]
+    dense_limit = "--xla_tpu_scoped_vmem_limit_kib=98304"  # not what a mixture's table has
+    fake_cloud.launch(slice="v6e-16", mixture_of_experts=True, compiler_flags=dense_limit)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def look(state="ACTIVE", code=None, *, ended=True, age=0.0, attempt=1, **more) -
         (look("FAILED"), "restart"),
         (look("ACTIVE", 0), "done"),
         (look("SUSPENDED", 0), "done"),  # it ended before the slice went
-        *((look("ACTIVE", code), "stop") for code in (1, 2, 3, 4, 5, 41, 126)),
+        *((look("ACTIVE", code), "stop") for code in (1, 2, 3, 4, 5, 6, 41, 126)),
         (look("SUSPENDED", 3), "stop"),
         *((look("ACTIVE", code), "restart") for code in (42, 127, 134, 137, 143, 170, 171, 255)),
         (look("SUSPENDED", 42, stop_asked=True), "stop"),

@@ -27,6 +27,9 @@ KEEP = checkpoint.Keep(every_steps=4, last=9, forever_every_steps=None)
         ({"microbatches": 3}, "microbatches = 3 does not divide Data.batch_rows = 8"),
         ({"max_consecutive_skips": 0}, "layer_norms_every_steps must be 1 or more, got 0 and None"),
         ({"layer_norms_every_steps": 0}, "layer_norms_every_steps must be 1 or more, got 3 and 0"),
+        ({"fsdp_sums": "at-once"}, "fsdp_sums = 'at-once'; allowed: by_dimension, at_once"),
+        ({"state_sharding": "zero"}, "state_sharding = 'zero'; allowed: as_params, over_data"),
+        ({"state_memory": "host"}, "state_memory = 'host'; allowed: device, pinned_host"),
         ({"rollback": rollback(after_skips=4)}, "after_skips = 4 is above Train.max_consecutive_"),
         # 9 checkpoints, one every 4 updates: the oldest is 32 updates before the newest.
         (

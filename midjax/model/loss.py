@@ -65,7 +65,8 @@ def objective(
 
     Args:
       config, params, hidden_BTD, targets_BT: see `token_losses`.
-      weights_BT: of each token in the sum. Where 0, the loss may be infinite.
+      weights_BT: of each token in the sum. Where 0, the loss may be infinite and the sum is not;
+        gradients then are no numbers, and `train` skips such an update.
       z_loss_weight: of the z-loss (2204.02311, section 5); 0 for none.
 
     Returns:

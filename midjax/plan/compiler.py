@@ -25,7 +25,7 @@ import midjax
 from midjax import log, units
 from midjax.hardware import slices as slices_lib
 from midjax.model import sharding
-from midjax.plan import cache
+from midjax.plan import cache, program
 from midjax.strict import fields
 from midjax.train import recipe as train_lib
 
@@ -57,18 +57,23 @@ class Compiled:
     Attributes:
       outcome: "compiled"; "refused", for lack of memory or by the recipe's own checks; "failed".
       record: what the worker said, see `worker`.
-      entry: where its text is kept.
+      entry: where it is kept; None where it is not: it failed, or the recipe refuses it.
       was_kept: whether nothing was compiled for it now.
     """
 
     outcome: str
     record: dict[str, Any]
-    entry: pathlib.Path
+    entry: pathlib.Path | None
     was_kept: bool
+
+    def file(self, name: str) -> pathlib.Path:
+        """A place beside what was compiled."""
+        assert self.entry is not None, "nothing was compiled"
+        return self.entry / name
 
     def text(self, name: str) -> str:
         """One of `cache.TEXTS`."""
-        return cache.read_text(self.entry, name)
+        return cache.read_text(self.file(""), name)
 
 
 def _filled(config: train_lib.Train, slice_: slices_lib.Slice) -> train_lib.Train:
@@ -128,6 +133,12 @@ class Compiler:
           options: of the compiler.
           title: of the compilation, for people.
         """
+        try:
+            # Of what the key leaves out: a step that was kept says nothing of this run's length.
+            program.schedule(config)
+        except ValueError as error:
+            said = {"refusal": {"kind": "recipe", "said": str(error)}}
+            return Compiled(outcome="refused", record=said, entry=None, was_kept=False)
         config = _filled(config, slice_)
         plain = fields.to_json(config)
         key = cache.key(
@@ -155,12 +166,13 @@ class Compiler:
         self._say(f"compiling {title}")
         record = self._ask(request)
         self._say(f"  {record['outcome']} after {units.human_seconds(time.monotonic() - began)}")
-        if record["outcome"] == "failed":
+        # The recipe's own refusal costs nothing to hear again.
+        if record["outcome"] == "failed" or record.get("refusal", {}).get("kind") == "recipe":
             shutil.rmtree(made, ignore_errors=True)
-        else:
-            cache.write(made, record)
-            shutil.rmtree(entry, ignore_errors=True)
-            made.rename(entry)
+            return Compiled(outcome=record["outcome"], record=record, entry=None, was_kept=False)
+        cache.write(made, record)
+        shutil.rmtree(entry, ignore_errors=True)
+        made.rename(entry)
         return Compiled(outcome=record["outcome"], record=record, entry=entry, was_kept=False)
 
     def placeable(

@@ -98,10 +98,10 @@ def of(
     fitting = []
     size = 0
     for mesh in meshes(search.axes, slice_.chips):
-        parts = _parts(search.microbatches, rows, mesh)
+        parts = _parts(search.microbatches, config, mesh)
         size += max(len(parts), 1) * len(policies)
         reason = _reason(config, sizes, slice_, mesh, rows) or (
-            "" if parts else "the batch is too small"
+            "" if parts else "no number of microbatches leaves each device whole rows"
         )
         if reason:
             left_out[reason] += max(len(parts), 1) * len(policies)
@@ -127,7 +127,7 @@ def of(
             if split == "over_data" and mesh["data"] == 1:
                 left_out["there is one copy of the model, and nothing to split over"] += 1
                 continue
-            if sums != search.fsdp_sums[0] and not fsdp.applies_to(mesh):
+            if sums != search.fsdp_sums[0] and not _are_ours(config, mesh, remat):
                 left_out["the compiler sums gradients, and not FSDP's own code"] += 1
                 continue
             guess = rough.of(setting.of(config), sizes, slice_, mesh, rows)
@@ -156,14 +156,30 @@ def meshes(axes: Sequence[str], chips: int) -> Iterator[dict[str, int]]:
         yield dict.fromkeys(sharding.MESH_AXES, 1) | found
 
 
-def _parts(asked: Sequence[int] | None, rows: int, mesh: Mapping[str, int]) -> list[int]:
-    """Numbers of microbatches that leave each device whole rows."""
+def _are_ours(config: train_lib.Train, mesh: Mapping[str, int], remat: str) -> bool:
+    """Whether the layers' gradients are summed by `fsdp`: see `transformer.apply_layer`."""
+    model = config.model
+    has_dense = not all(model.has_experts(layer) for layer in range(model.layers))
+    return fsdp.applies_to(mesh) and has_dense and remat != "none"
+
+
+def _parts(
+    asked: Sequence[int] | None, config: train_lib.Train, mesh: Mapping[str, int]
+) -> list[int]:
+    """Numbers of microbatches that leave each device whole rows of a batch of any size."""
     shards = mesh["data"] * mesh["fsdp"] * mesh["expert"]
-    if rows % shards:
+    each, rest = divmod(max(config.data.batch_sizes), shards)
+    if rest:
         return []
-    each = rows // shards
+    fewest = 1 if config.noise_scale_every_steps is None else 2  # it compares microbatches
     tried = asked if asked is not None else [1 << i for i in range(each.bit_length())]
-    return [parts for parts in tried if each % parts == 0]
+
+    def divides(parts: int) -> bool:
+        setting = dataclasses.replace(config, microbatches=parts)
+        rows = [size // setting.parts(size) for size in config.data.batch_sizes]
+        return not any(one % shards for one in rows)
+
+    return [n for n in tried if n >= fewest and each % n == 0 and divides(n)]
 
 
 def _reason(

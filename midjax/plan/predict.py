@@ -23,7 +23,8 @@ class Step:
     """One size of batch of one stage on one slice; everything is of one chip unless said otherwise.
 
     Attributes:
-      batch_rows, row_tokens, microbatches, remat, mesh: of the recipe; the mesh with its -1 filled.
+      batch_rows, row_tokens, microbatches, layers, remat, mesh: of the recipe; the mesh with its -1
+        filled.
       updates: of the stage that have this size.
       outcome: "fits"; "out of memory", of HBM; "out of VMEM"; "refused", by the recipe's own
         checks; "failed", for another reason.
@@ -41,6 +42,7 @@ class Step:
     batch_rows: int
     row_tokens: int
     microbatches: int
+    layers: int
     remat: str
     mesh: Mapping[str, int]
     updates: int
@@ -106,6 +108,7 @@ def step(
         "batch_rows": rows,
         "row_tokens": config.data.row_tokens,
         "microbatches": config.parts(rows),
+        "layers": config.model.layers,
         "remat": config.model.remat,
         "mesh": {name: size for name, size in record.get("mesh", {}).items() if size > 1},
         "updates": updates,

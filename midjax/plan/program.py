@@ -25,6 +25,7 @@ from midjax.train import program as program_lib
 from midjax.train import start as start_lib
 from midjax.train import timeline as timeline_lib
 from midjax.train.optimizers import optimizer as optimizer_lib
+from midjax.train.schedules import curve as curve_lib
 
 # Stands for a learning rate that a checkpoint would tell: a constant in the program, whose value
 # changes neither its size nor its time. As high as any, so that every schedule falls from it.
@@ -64,6 +65,17 @@ class Lowered:
 def timeline(config: recipe.Train) -> timeline_lib.Timeline:
     """The updates of a run that keeps nothing of another's count: all of `train_tokens`."""
     return timeline_lib.of(config.data, config.train_tokens, start_lib.FRESH)
+
+
+def schedule(config: recipe.Train) -> curve_lib.Curve:
+    """The learning rates of such a run, as long as nothing is known of a checkpoint.
+
+    Raises:
+      ValueError: the phases do not fit the run, or there is no rate to take over.
+    """
+    manifest = {"lr": {"next": _ANY_LR}} if config.start.kind != "fresh" else {}
+    origin = dataclasses.replace(start_lib.FRESH, manifest=manifest)
+    return prepare.schedule(config, origin, timeline(config))
 
 
 def updates(config: recipe.Train) -> dict[int, int]:
@@ -124,16 +136,13 @@ def lower(config: recipe.Train, slice_: slices_lib.Slice, rows: int) -> Lowered:
     """The train step for a batch of `rows`, with the shardings that it would have on the slice.
 
     Raises:
-      ValueError: the mesh does not fit the slice, or the batch the mesh.
+      ValueError: the mesh does not fit the slice, the batch the mesh, or the schedule the run.
     """
     mesh = sharding.make(config.mesh, devices(slice_))
     program_lib.check(config, mesh, (rows,))
     optimizer = optimizer_lib.make(config.optimizer)
     state = program_lib.state(config, optimizer, mesh)
-    manifest = {"lr": {"next": _ANY_LR}} if config.start.kind != "fresh" else {}
-    origin = dataclasses.replace(start_lib.FRESH, manifest=manifest)
-    curve = prepare.schedule(config, origin, timeline(config))
-    step = program_lib.steps(config, optimizer, curve, state, mesh, (rows,))[rows]
+    step = program_lib.steps(config, optimizer, schedule(config), state, mesh, (rows,))[rows]
     batch = _batch(config, mesh, rows)
     with jax.set_mesh(mesh):
         lowered = step.lower(state, batch)

@@ -131,6 +131,8 @@ def of(
     entries = flops.matrix_entries(model)
     head = model.vocab_size * model.dim
     products_again, attention_again = _AGAIN[model.remat]
+    # Products in 8 bits are none of the "dots" that are kept.
+    products_again |= model.remat == "dots" and model.quantization is not None
     per_token = 6 * entries + 2 * products_again * (entries - head)
     pairs = config.data.row_tokens / 2
     attention = (12 + 4 * attention_again) * model.heads * model.head_dim * model.layers * pairs
@@ -154,9 +156,13 @@ def _saved(model: architecture.TransformerConfig, tensor: int) -> tuple[float, f
     keys = 2 * model.kv_heads * model.head_dim / tensor
     mlp = 0 if model.experts is not None else 2 * model.ffn_dim / tensor
     projections = 2 * heads + keys + mlp
+    # Products with weights, those in 8 bits aside: attention is none, its output projection is.
+    eight_bits = model.quantization.parts if model.quantization is not None else ()
+    dots = (heads + keys + stream) * ("attention" not in eight_bits)
+    dots += mlp * ("mlp" not in eight_bits)
     on_chip, in_host = {
         "none": (projections + 2 * stream, 0.0),
-        "dots": (projections + 2 * stream, 0.0),
+        "dots": (dots + stream, 0.0),
         "full": (stream, 0.0),
         "save_attention": (stream + heads, 0.0),
         "save_projections": (projections + stream, 0.0),

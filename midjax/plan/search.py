@@ -17,8 +17,9 @@ from midjax.train import recipe as train_lib
 
 # Of the programs, every so many-th is chosen for its memory instead of its time.
 _EVERY = 4
-# From what keeps least on a chip to what keeps most; offloading keeps less than all.
-_KEEPS = ("full", "save_attention", "save_projections", "dots", "none")
+# From what keeps least on a chip to what keeps most. Offloading keeps less than all; "dots" less or
+# more than save_projections, by the widths of heads and stream.
+_KEEPS = ("full", "save_attention", "save_projections", "none")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from midjax import units
 from midjax.hardware import slices as slices_lib
 from midjax.model import sharding
-from midjax.plan import predict, published
+from midjax.plan import analysis, origins, predict, published
 from midjax.plan import search as search_lib
 from midjax.train import recipe as train_lib
 
@@ -26,6 +26,7 @@ _HEADINGS = (
 )
 _LEAST_SHARE = 0.005
 _PLAIN = ("as_params", "device")
+_ARRAYS = 4  # of a layer that are told
 _LEFT = 5  # columns of words; the rest are numbers
 
 
@@ -156,6 +157,7 @@ def _details(stage: predict.Stage, step: predict.Step, *, last: bool) -> list[st
         lines.append(f"{lacking}{step.said}")
     else:
         lines.append(_sum("memory", found.memory, found.peak_bytes, gigabytes))
+        lines += _of_layers(step.layers, found)
         lines.append(_sum("step", found.parts, found.step_seconds, seconds))
         for axis, sums in found.collectives.items():
             lines.append(
@@ -178,6 +180,17 @@ def _details(stage: predict.Stage, step: predict.Step, *, last: bool) -> list[st
         takes = "" if time is None else f", {units.human_seconds(time)} to write"
         lines.append(f"checkpoint: {gigabytes(stage.checkpoint_bytes)}{takes}")
     return lines
+
+
+def _of_layers(layers: int, found: analysis.Found) -> list[str]:
+    """What each layer keeps for the backward pass, and of it the largest arrays."""
+    kept = found.memory.get(origins.SAVED, 0)
+    if kept < _LEAST_SHARE * found.peak_bytes:
+        return []
+    arrays = [(label, size) for kind, label, size in found.largest if kind == origins.SAVED]
+    shown = ", ".join(f"{label} {gigabytes(size / layers)}" for label, size in arrays[:_ARRAYS])
+    each = f"{gigabytes(kept / layers)} for each of {_many(layers, 'layer')}"
+    return [f"activations kept: {each}: {shown}"]
 
 
 def _sum(what: str, parts: Mapping[str, float], whole: float, say: Callable[[float], str]) -> str:

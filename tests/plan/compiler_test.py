@@ -67,10 +67,25 @@ def test_a_batch_that_does_not_divide_is_told(made):
     assert "size 6 does not divide" in found.record["refusal"]["said"]
 
 
+def test_a_run_too_short_for_its_phases_is_refused_whatever_is_kept(made):
+    """The length of a run is no part of its step, and decides whether the run can be."""
+    updates = {n: plan_recipes.train(train_tokens=n * 4 * plan_recipes.TOKENS) for n in (1, 10)}
+    assert compiled(made, updates[10]).outcome == "compiled"
+    short = compiled(made, updates[1])
+    assert short.outcome == "refused" and short.record["refusal"]["kind"] == "recipe"
+    assert compiled(made, updates[10]).was_kept
+
+
+def test_what_a_recipe_refuses_is_asked_again(made):
+    misfit = plan_recipes.train(mesh=sharding.Mesh(data=1, fsdp=1, tensor=4))
+    assert [compiled(made, misfit).was_kept for _ in range(2)] == [False, False]
+
+
 def test_an_unknown_flag_fails_and_is_not_kept(made):
     found = compiled(made, plan_recipes.train(), {"xla_nonsense": "1"})
     assert found.outcome == "failed" and "xla_nonsense" in found.record["said"]
-    assert not found.entry.exists()
+    assert found.entry is None
+    assert not compiled(made, plan_recipes.train(), {"xla_nonsense": "1"}).was_kept
 
 
 def test_a_process_that_dies_is_started_again(made):

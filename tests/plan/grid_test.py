@@ -5,7 +5,9 @@ import math
 
 import plan_recipes
 import pytest
+import tiny_run
 
+from midjax.batches import starts
 from midjax.hardware import slices
 from midjax.plan import grid, recipe
 
@@ -46,6 +48,36 @@ def test_sums_are_a_choice_where_fsdp_is_written_out():
     assert {one.mesh["tensor"] for one in at_once} == {1}
     assert {one.mesh["tensor"] for one in other} == {1, 2}
     assert found.left_out["the compiler sums gradients, and not FSDP's own code"] > 0
+
+
+def test_sums_are_no_choice_where_the_layers_do_not_ask_for_them():
+    found = of(recipe.Search(remat=("none",)))
+    assert {one.fsdp_sums for one, _ in found.settings} == {"by_dimension"}
+
+
+def test_all_batches_of_a_ramp_divide_over_the_mesh():
+    """`train` refuses a mesh for any of its batches, and so must a search."""
+    config = plan_recipes.train(
+        data=tiny_run.data(
+            plan_recipes.NOWHERE,
+            row_tokens=plan_recipes.TOKENS,
+            batch_rows=starts.Ramp(rows=(2, 8), start_tokens=(0, 4096)),
+        )
+    )
+    found = of(config=config)
+    shards = {setting.mesh["data"] * setting.mesh["fsdp"] for setting, _ in found.settings}
+    assert shards == {1, 2}  # 4 devices of rows would have half a row each of the first batches
+    for setting, _ in found.settings:
+        rows = [size // setting.of(config).parts(size) for size in (2, 8)]
+        mesh = setting.mesh
+        assert not any(one % (mesh["data"] * mesh["fsdp"]) for one in rows)
+    assert len(found.settings) + sum(found.left_out.values()) == found.size
+
+
+def test_noise_needs_two_microbatches():
+    config = plan_recipes.train(rows=8, microbatches=2, noise_scale_every_steps=5)
+    found = of(config=config)
+    assert found.settings and {s.microbatches for s, _ in found.settings} == {2, 4, 8}
 
 
 def test_the_torus_and_the_memory_leave_some_out():

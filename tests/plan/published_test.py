@@ -10,6 +10,9 @@ def test_the_error_is_that_of_the_runs():
     known = [{"off_percent": 10.0}, {"off_percent": -20.0}, {"outcome": "out of memory"}]
     said = published.sentence(known)
     assert "2 published runs" in said and "-20 to +10 %, 15 % in the mean" in said
+    assert "were known" not in said
+    more = [*known, {"run": "mixtral-8x7b-v6e", "off_percent": -2.0}]
+    assert "(1 of them were known when" in published.sentence(more)
     assert "has not been set" in published.sentence([])
 
 

@@ -7,6 +7,7 @@ import plan_recipes
 import pytest
 
 from midjax.hardware import flags, slices
+from midjax.model import architecture
 from midjax.plan import rough
 
 FOUR = slices.parse("v5e-4")
@@ -42,6 +43,24 @@ def test_what_is_kept_is_memory_and_what_is_made_again_is_time():
     assert full.seconds > some.seconds > none.seconds
     away = of(policy("offload_inputs"))
     assert away.least_bytes < full.least_bytes
+
+
+def test_dots_keeps_no_attention_and_no_products_in_8_bits():
+    """Between full and none, and where the heads are wide, less than save_projections."""
+    wide = {"heads": 4, "head_dim": 64, "kv_heads": 1}  # 256 numbers of heads to 128 of the stream
+    held = {}
+    for name in ("full", "dots", "save_projections", "none"):
+        config = policy(name)
+        held[name] = of(
+            dataclasses.replace(config, model=dataclasses.replace(config.model, **wide))
+        )
+    least = {name: one.least_bytes for name, one in held.items()}
+    assert least["full"] < least["dots"] < least["save_projections"] < least["none"]
+    config = policy("dots")
+    eight = dataclasses.replace(config.model, quantization=architecture.Quantization(dtype="int8"))
+    found = of(dataclasses.replace(config, model=eight))
+    assert found.least_bytes == of(policy("full")).least_bytes
+    assert found.seconds > of(config).seconds
 
 
 def test_parts_cost_gathers_and_save_activations():

@@ -43,7 +43,7 @@ class Judge:
         seconds, peak = self.known[key]
         common = {
             "batch_rows": 8, "row_tokens": 128, "microbatches": config.microbatches,
-            "remat": config.model.remat, "mesh": {}, "updates": 1,
+            "remat": config.model.remat, "layers": 2, "mesh": {}, "updates": 1,
         }  # fmt: skip
         if peak > self.limit:
             return predict.Step(outcome="out of memory", missing_bytes=peak - self.limit, **common)
@@ -75,6 +75,13 @@ def test_what_keeps_more_than_a_step_that_did_not_fit_is_not_compiled():
     # More parts may fit where fewer did not, and another mesh is another matter.
     assert judge.asked == [keys[0], keys[2], keys[3]]
     assert list(skipped.values()) == [1] and len(rows) == 3
+
+
+def test_dots_may_keep_less_than_what_did_not_fit():
+    guesses = {("save_projections", 1, 4): (1.0, 5), ("dots", 1, 4): (2.0, 5)}
+    known = {("save_projections", 1, 4): (1.0, 99), ("dots", 1, 4): (2.0, 40)}
+    rows, skipped = run(Judge(known, limit=50), guesses, exhaustive=True)
+    assert [row.step.outcome for row in rows] == ["out of memory", "fits"] and not skipped
 
 
 def test_what_was_compiled_corrects_the_guesses_of_its_mesh():
@@ -144,6 +151,7 @@ def test_only_memory_rules_others_out(outcome):
             batch_rows=8,
             row_tokens=128,
             microbatches=2,
+            layers=2,
             remat="full",
             mesh={},
             updates=1,

@@ -3,7 +3,7 @@
 
 import dataclasses
 
-from midjax.plan import analysis, grid, predict, search, table
+from midjax.plan import analysis, grid, origins, predict, search, table
 
 VERSIONS = {"libtpu": "0.0.42.1", "jax": "0.10.2"}
 
@@ -30,7 +30,7 @@ def found() -> analysis.Found:
 
 def step(outcome="fits", **kwargs) -> predict.Step:
     given = {
-        "batch_rows": 64, "row_tokens": 8192, "microbatches": 2, "remat": "full",
+        "batch_rows": 64, "row_tokens": 8192, "microbatches": 2, "remat": "full", "layers": 4,
         "mesh": {"data": 2, "fsdp": 32}, "updates": 10,
     }  # fmt: skip
     if outcome == "fits":
@@ -65,6 +65,15 @@ def test_a_row_says_all_and_its_parts_add_up():
     assert "300 T of the model, 400 T of the hardware" in said
     assert "checkpoint: 96.00 GB, 2m00s to write" in said
     assert "USD" not in said
+
+
+def test_activations_are_told_by_layer():
+    held = {origins.SAVED: 8_000_000_000, "parameters": 4_000_000_000}
+    arrays = ((origins.SAVED, "mlp/gate", 6_000_000_000), (origins.SAVED, "dot", 2_000_000_000))
+    full = dataclasses.replace(found(), memory=held, largest=(*arrays, ("gradients", "x", 1)))
+    said = text(stage(step(found=full)))
+    assert "activations kept: 2.00 GB for each of 4 layers: mlp/gate 1.50 GB, dot 0.50 GB" in said
+    assert "activations kept" not in text(stage(step()))
 
 
 def test_cost_is_there_with_a_price():

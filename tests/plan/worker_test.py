@@ -10,6 +10,7 @@ import sys
 import plan_recipes
 
 import midjax
+from midjax.plan import program, worker
 from midjax.strict import fields
 
 
@@ -45,3 +46,12 @@ def test_answers_are_the_only_lines_of_its_output(tmp_path):
     assert placed == {"outcome": "placed", "fits": [True, False]}
     assert refused["outcome"] == "refused" and "divide" in refused["refusal"]["said"]
     assert not (tmp_path / "entry").exists()
+
+
+def test_a_slice_that_libtpu_does_not_describe_has_no_meshes(monkeypatch):
+    def refuse(meshes, slice_):
+        raise ValueError("libtpu describes no topology")
+
+    monkeypatch.setattr(program, "placeable", refuse)
+    answer = worker._answer({"place": [{"data": 4}, {"fsdp": 4}], "slice": "v5e-4"})
+    assert answer == {"outcome": "placed", "fits": [False, False]}

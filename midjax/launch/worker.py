@@ -174,8 +174,9 @@ def _of_backend(config: spec.Launch) -> tuple[list[str], str]:
         passed = " ".join(f"--env={name}" for name in (*names, *environment.PASSED_ON))
         login = f"  gcloud auth configure-docker {shlex.quote(host)} --quiet || return"
         pull = f"  docker pull --quiet {shlex.quote(config.image)}"
+        # --init: somebody has to bury the processes that read data.
         run = (
-            "docker run --rm --privileged --net=host --shm-size=16g "
+            "docker run --rm --init --privileged --net=host --shm-size=16g "
             f"--stop-timeout={config.grace_seconds} {passed} {shlex.quote(config.image)} {train}"
         )
         return [*secrets, login, pull], run

@@ -29,7 +29,7 @@ import tiny_run
 from midjax.hardware import flags, slices
 from midjax.model import architecture, rope, sharding
 from midjax.plan import analysis, compiler, predict, program
-from midjax.train import recipe
+from midjax.train import placement, recipe
 from midjax.train import step as step_lib
 
 OUT = pathlib.Path("build/bench/plan_published.json")
@@ -47,6 +47,7 @@ class Run:
       slice: of the run.
       rows: per chip, of an update.
       microbatches: that midjax makes of them, where its step has no room for all at once.
+      state_memory: where midjax keeps Adam's moments.
       tokens: of a row.
       model: its shape, with the nearest remat policy.
       published: utilisation, per cent.
@@ -62,6 +63,7 @@ class Run:
     tokens_per_second: float
     source: str
     microbatches: int = 1
+    state_memory: placement.Memory = "device"
 
 
 def llama2(**kwargs) -> dict:
@@ -74,7 +76,11 @@ def llama2(**kwargs) -> dict:
 
 def llama3(size: str, **kwargs) -> dict:
     """Llama 3.1 (config.json)."""
-    dim, layers, heads, ffn = {"8b": (4096, 32, 32, 14_336), "70b": (8192, 80, 64, 28_672)}[size]
+    dim, layers, heads, ffn = {
+        "8b": (4096, 32, 32, 14_336),
+        "70b": (8192, 80, 64, 28_672),
+        "405b": (16_384, 126, 128, 53_248),
+    }[size]
     scaling = rope.RopeScaling(
         kind="llama3",
         factor=8.0,
@@ -114,6 +120,10 @@ RUNS = {
         slice="v6e-256", rows=4, tokens=8192, model=llama3("70b", remat="offload_attention"),
         published=50.3, tokens_per_second=960, source=TRILLIUM,
     ),
+    "llama3.1-405b-v6e": Run(
+        slice="v6e-256", rows=1, tokens=8192, model=llama3("405b", remat="offload_inputs"),
+        state_memory="pinned_host", published=38.55, tokens_per_second=123, source=TRILLIUM,
+    ),
     "mixtral-8x7b-v6e": Run(
         slice="v6e-256", rows=12, tokens=4096, model=mixtral(remat="full"), microbatches=2,
         published=35.2, tokens_per_second=3899, source=TRILLIUM,
@@ -140,6 +150,7 @@ def planned(run: Run) -> recipe.Train:
         data=tiny_run.data(NOWHERE, row_tokens=run.tokens, batch_rows=rows),
         train_tokens=10 * rows * run.tokens,
         microbatches=run.microbatches,
+        state_memory=run.state_memory,
         loss=step_lib.Loss(z_loss_weight=0.0),
         mesh=sharding.Mesh(data=1, fsdp=-1, tensor=1),
     )

@@ -12,6 +12,7 @@ from midjax.model import transformer
 PARAMETERS = {
     "llama2-70b-v5p": 68_976_648_192,
     "llama3.1-8b-v6e": 8_030_261_248,
+    "llama3.1-405b-v6e": 405_853_388_800,
     "mixtral-8x7b-v6e": 46_702_792_704,
 }
 

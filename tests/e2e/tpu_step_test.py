@@ -52,7 +52,7 @@ def test_little_is_computed_or_sent_twice(compared):
     worth = predict.model_flops(case.recipe(), case.rows) / chips
     assert 1 <= mine.judged.hardware_flops / worth <= case.most_hardware_flops
     sent = sum(c.bytes_sent for c in mine.judged.collectives)
-    ideal = tpu_speed.ideal_bytes(case.recipe().model, chips)
+    ideal = tpu_speed.ideal_bytes(case, chips, case.microbatches)
     assert ideal <= sent <= tpu_speed.MOST_OVER_IDEAL * ideal
 
 

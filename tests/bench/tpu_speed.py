@@ -9,7 +9,7 @@ fastest is the peer. MFLOPs of the model are counted by midjax/model/flops.py fo
 
     make bench-tpu         (2 cores, 12 GB: two hours, most of it in the compiler)
     make bench-tpu-short   (1B on v5e-16: some minutes)
-    python tests/bench/tpu_speed.py --maxtext PYTHON [--only CASE] [--kept]
+    python tests/bench/tpu_speed.py --maxtext PYTHON [--only CASE, or start] [--kept]
 
 Prints `figure | ours | peer | ratio | target | met`, writes build/bench/tpu.json (tpu_short.json
 of the short form), and exits with 1 where a target is missed. Programs stay in build/bench/tpu;
@@ -38,7 +38,7 @@ from midjax.plan import analysis, compiler, cost, groups, predict
 HERE = pathlib.Path(__file__).parent
 BUILD = pathlib.Path("build/bench")
 PROGRAMS = BUILD / "tpu"
-SHORT = "1B on v5e-16"
+SHORT, START = "1B on v5e-16", "start"
 MOST_COMPILING, MOST_STARTING, MOST_OVER_IDEAL = 0.8, 0.5, 1.05
 
 
@@ -205,20 +205,20 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--maxtext", required=True, help="the Python of MaxText's environment")
-    parser.add_argument("--only", action="append", choices=cases_lib.CASES)
+    parser.add_argument("--only", action="append", choices=[*cases_lib.CASES, START])
     parser.add_argument("--short", action="store_true", help=f"{SHORT}, and nothing else")
     parser.add_argument("--kept", action="store_true", help="take programs of an earlier run")
     args = parser.parse_args()
     if not args.kept:
         shutil.rmtree(PROGRAMS, ignore_errors=True)
     PROGRAMS.mkdir(parents=True, exist_ok=True)
-    chosen = [SHORT] if args.short else args.only or list(cases_lib.CASES)
+    chosen = [SHORT] if args.short else args.only or [*cases_lib.CASES, START]
     rows: list[dict[str, Any]] = []
     with compiler.Compiler(str(PROGRAMS / "midjax")) as made:
-        for name in chosen:
+        for name in (one for one in chosen if one != START):
             rows += compare(name, cases_lib.CASES[name], made, args.maxtext)
             print(table(rows[-12:]), flush=True)
-    if not args.short and not args.only:
+    if START in chosen:
         rows += [row(*figure) for figure in train_runs.beside_maxtext(args.maxtext, MOST_STARTING)]
     print(table(rows))
     out = BUILD / ("tpu_short.json" if args.short else "tpu.json")

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 STEPS = pathlib.Path(__file__).parent / "train_steps"
 FOLDER = pathlib.Path("build/bench/train")
 MOST_OF_STEP, MOST_AFTER_SAVE, COLD_SECONDS, WARM_SECONDS = 0.02, 1.2, 20, 8
-WARM_STARTS = 3
+COLD_STARTS, WARM_STARTS = 3, 3
 # Of the demo's pretraining, whose warm-up takes 30 steps.
 UPDATES, BATCH_TOKENS = 32, 1024
 
@@ -63,11 +63,26 @@ def starting() -> Iterator[Figure]:
 def beside_maxtext(python: str, most: float) -> Iterator[Figure]:
     """Seconds from the start of a process to the first update, on this CPU, nothing compiled.
 
-    Ours is `midjax train` itself, the demo's pretraining with its data and checkpoints. MaxText's
-    is the set-up and step of its trainer with a model and batch of the same size and synthetic
-    data: its own command waits minutes for servers where there is no network.
+    Both start in turn, and the fastest of each counts: the first start of all reads its libraries
+    from the disk. Ours is `midjax train` itself, the demo's pretraining with its data and
+    checkpoints. MaxText's is the set-up and step of its trainer with a model and batch of the same
+    size and synthetic data: its own command waits minutes for servers where there is no network.
     """
-    ours = next(starting())
+    ours, theirs = [], []
+    for _ in range(COLD_STARTS):
+        ours.append(next(starting())[1])
+        theirs.append(_maxtexts_first_update(python))
+    what = "seconds from start to the first update on a CPU, nothing compiled"
+    known = [seconds for seconds in theirs if seconds is not None]
+    if not known:
+        yield f"{what}: MaxText's script failed", min(ours), None, f"<= {most}x", False
+        return
+    mine, other = min(ours), round(min(known), 2)
+    yield what, mine, other, f"<= {most}x", mine <= most * other
+
+
+def _maxtexts_first_update(python: str) -> float | None:
+    """Seconds; None where it fails."""
     begin = time.monotonic()
     process = subprocess.Popen(
         [python, str(STEPS / "maxtext_step.py"), "demo"],
@@ -76,14 +91,10 @@ def beside_maxtext(python: str, most: float) -> Iterator[Figure]:
     )  # fmt: skip
     assert process.stdout is not None
     told = any(line.startswith("RESULT") for line in process.stdout)
-    theirs = round(time.monotonic() - begin, 2)
+    seconds = time.monotonic() - begin
     process.kill()
     process.wait()
-    what = "seconds from start to the first update on a CPU, nothing compiled"
-    if not told:
-        yield f"{what}: MaxText's script failed", ours[1], None, f"<= {most}x", False
-        return
-    yield what, ours[1], theirs, f"<= {most}x", ours[1] <= most * theirs
+    return seconds if told else None
 
 
 def _first_update() -> float:

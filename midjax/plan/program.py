@@ -14,10 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import topologies
 
-from midjax.batches import batch as batch_lib
 from midjax.hardware import slices as slices_lib
 from midjax.model import sharding
 from midjax.train import prepare, recipe
@@ -143,7 +141,7 @@ def lower(config: recipe.Train, slice_: slices_lib.Slice, rows: int) -> Lowered:
     optimizer = optimizer_lib.make(config.optimizer)
     state = program_lib.state(config, optimizer, mesh)
     step = program_lib.steps(config, optimizer, schedule(config), state, mesh, (rows,))[rows]
-    batch = _batch(config, mesh, rows)
+    batch = program_lib.batch(mesh, rows, config.data.row_tokens)
     with jax.set_mesh(mesh):
         lowered = step.lower(state, batch)
     names = _names(state, batch)
@@ -169,18 +167,6 @@ def memory(compiled: Any) -> dict[str, int]:
 def forget() -> None:
     """Lets go of traces and programs, of which a search makes many."""
     jax.clear_caches()
-
-
-def _batch(config: recipe.Train, mesh: jax.sharding.Mesh, rows: int) -> batch_lib.Batch:
-    place = sharding.batch(mesh, rows)
-    shape = (rows, config.data.row_tokens)
-
-    def field(name: str) -> jax.ShapeDtypeStruct:
-        dtype = jnp.float32 if name == "weights" else jnp.int32
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
-
-    fields: dict[str, Any] = {name: field(name) for name in batch_lib.FIELDS}
-    return batch_lib.Batch(**fields)
 
 
 def _names(state: Any, batch: Any) -> tuple[str, ...]:

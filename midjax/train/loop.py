@@ -28,6 +28,7 @@ from midjax.train import (
     sessions,
     skips,
 )
+from midjax.train import early as early_lib
 from midjax.train import metrics as metrics_lib
 from midjax.train import prepare as prepare_lib
 from midjax.train import recipe as recipe_lib
@@ -39,7 +40,7 @@ from midjax.train.schedules import curve
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Begun:
-    """A run whose recipe was checked and whose first state lies on its mesh."""
+    """A run whose recipe was checked, whose first state is on its mesh, and whose step compiles."""
 
     watch: goodput.Stopwatch
     recipe: recipe_lib.Train
@@ -47,6 +48,7 @@ class Begun:
     mesh: jax.sharding.Mesh
     evaluator: evaluate.Evaluator
     state: step_lib.TrainState
+    early: early_lib.Early
 
 
 def run(config: recipe_lib.Train) -> dict[str, Any]:
@@ -80,7 +82,12 @@ def begin(config: recipe_lib.Train, watch: goodput.Stopwatch | None = None) -> B
                 "checking the recipe", _prepared, config, known=(checkpoint.DamagedError,)
             )
             group.same("What the run starts from", facts(prepared))
-            state = restore.first_state(prepared, mesh)
+            early = early_lib.Early(prepared, mesh)
+            try:
+                state = restore.first_state(prepared, mesh)
+            except BaseException:
+                early.join()
+                raise
             return Begun(
                 watch=watch,
                 recipe=config,
@@ -88,6 +95,7 @@ def begin(config: recipe_lib.Train, watch: goodput.Stopwatch | None = None) -> B
                 mesh=mesh,
                 evaluator=evaluator,
                 state=state,
+                early=early,
             )
         except checkpoint.DamagedError as error:
             if error.run_dir != config.run_dir:
@@ -241,22 +249,6 @@ def _recorder(begun: Begun, journal: log.Journal, trackers: sink.Trackers) -> me
     )
 
 
-def train_steps(begun: Begun) -> dict[int, Any]:
-    """Rows of a batch -> the jitted step: a state, which is used up, and a batch on the mesh.
-
-    A batch of another size is another program.
-    """
-    prepared = begun.prepared
-    return program.steps(
-        prepared.config,
-        prepared.optimizer,
-        prepared.schedule,
-        begun.state,
-        begun.mesh,
-        prepared.timeline.sizes().values(),
-    )
-
-
 def _leave_out(begun: Begun) -> Any:
     """The jitted step that is left out: a state, which is used up."""
     lr = curve.learning_rate(begun.prepared.schedule)
@@ -336,7 +328,7 @@ def _loop(
     """The loop itself. Metrics of update n are read after update n + 1 was dispatched."""
     prepared, state, watch = begun.prepared, begun.state, begun.watch
     config, timeline = prepared.config, prepared.timeline
-    jitted, leave_out = train_steps(begun), _leave_out(begun)
+    jitted, leave_out = begun.early.steps, _leave_out(begun)
     left_out = set(rollback.left_out(config.run_dir))
     place, last = sharding.batch(begun.mesh), prepared.total_steps
     share, batches = _batches(begun, place)
@@ -347,6 +339,8 @@ def _loop(
     with watch.measure("eval"), contextlib.suppress(preemption.CutShortError):  # seen below
         evaluator.begin(state.params, journal, stop.interrupt)
     evaluator.end_if_failed(prepared.first_step, journal, store.wait)
+    with watch.measure("compile"):
+        begun.early.wait()
     due, is_over = False, stop.reached(prepared.first_step)
     with contextlib.closing(batches), progress:
         for step in range(prepared.first_step + 1, last + 1):

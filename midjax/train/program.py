@@ -8,8 +8,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
+from midjax.batches import batch as batch_lib
 from midjax.model import context, fsdp, sharding, torus
 from midjax.train import placement, recipe, restore
 from midjax.train import step as step_lib
@@ -39,6 +41,22 @@ def state(
 ) -> step_lib.TrainState:
     """Shapes, dtypes and shardings of the state: neither data nor a checkpoint is read."""
     return restore.abstract(config, optimizer, mesh)
+
+
+def batch(mesh: jax.sharding.Mesh, rows: int, row_tokens: int) -> batch_lib.Batch:
+    """Shapes, dtypes and shardings of a batch on the mesh.
+
+    Raises:
+      ValueError: its rows do not divide over the mesh.
+    """
+    place = sharding.batch(mesh, rows)
+
+    def field(name: str) -> jax.ShapeDtypeStruct:
+        dtype = jnp.float32 if name == "weights" else jnp.int32
+        return jax.ShapeDtypeStruct((rows, row_tokens), dtype, sharding=place)
+
+    fields: dict[str, Any] = {name: field(name) for name in batch_lib.FIELDS}
+    return batch_lib.Batch(**fields)
 
 
 def steps(

@@ -39,7 +39,7 @@ def own_seconds(size: contest.Size, folder: str, tokens: str, known: list[Any]) 
     """
     run_dir = tempfile.mkdtemp(dir=folder)
     begun = loop.begin(midjax_step.config(size, tokens, run_dir, steps=STEPS))
-    (real,) = loop.train_steps(begun).values()
+    (real,) = begun.early.steps.values()
     calls: list[float] = []
 
     def nothing(state: Any, batch: Any) -> Any:
@@ -49,11 +49,8 @@ def own_seconds(size: contest.Size, folder: str, tokens: str, known: list[Any]) 
         calls.append(contest.cpu_seconds())
         return state, known[0]
 
-    kept, loop.train_steps = loop.train_steps, lambda begun: {size.batch_rows: nothing}
-    try:
-        loop.go(begun)
-    finally:
-        loop.train_steps = kept
+    begun.early.steps[size.batch_rows] = nothing
+    loop.go(begun)
     return (calls[-1] - calls[FIRST]) / (len(calls) - 1 - FIRST)
 
 

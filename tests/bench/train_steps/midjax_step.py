@@ -111,7 +111,7 @@ def make(size: contest.Size) -> tuple[Callable[[], float], int]:
         tokens = str(pathlib.Path(folder) / "tokens")
         write_tokens(size, tokens, documents=64, tokens=size.row_tokens)
         begun = loop.begin(config(size, tokens, f"{folder}/run", steps=4))
-    (train_step,) = loop.train_steps(begun).values()
+    (train_step,) = begun.early.steps.values()
     state = dataclasses.replace(begun.state, params=params(size, begun.state.params))
     placed = readers.place(batch(size), sharding.batch(begun.mesh))
 

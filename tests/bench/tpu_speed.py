@@ -209,10 +209,10 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help=f"{SHORT}, and nothing else")
     parser.add_argument("--kept", action="store_true", help="take programs of an earlier run")
     args = parser.parse_args()
-    if not args.kept:
+    chosen = [SHORT] if args.short else args.only or [*cases_lib.CASES, START]
+    if not args.kept and chosen != [START]:
         shutil.rmtree(PROGRAMS, ignore_errors=True)
     PROGRAMS.mkdir(parents=True, exist_ok=True)
-    chosen = [SHORT] if args.short else args.only or [*cases_lib.CASES, START]
     rows: list[dict[str, Any]] = []
     with compiler.Compiler(str(PROGRAMS / "midjax")) as made:
         for name in (one for one in chosen if one != START):

@@ -74,6 +74,7 @@ def check(config: spec.Launch) -> None:
 
     Raises:
       LaunchError: names the variable.
+      FlagError: XLA_FLAGS has one twice, or what is no flag.
     """
     for name, instead in (
         ("LIBTPU_INIT_ARGS", "Launch.compiler_flags adds and replaces single flags"),
@@ -86,3 +87,9 @@ def check(config: spec.Launch) -> None:
     ):
         if name in config.env or name in config.secrets:
             raise spec.LaunchError(f"Launch.env has {name}: {instead}. Leave it out.")
+    for name in flags_lib.parse(config.env.get("XLA_FLAGS", "")):
+        if name.startswith("xla_tpu"):
+            raise spec.LaunchError(
+                f"Launch.env has XLA_FLAGS with --{name}, which LIBTPU_INIT_ARGS alone may have: a "
+                "run would end with it. Put it into Launch.compiler_flags."
+            )

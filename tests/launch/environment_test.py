@@ -34,6 +34,14 @@ def test_variables_that_would_undo_it_are_refused(name):
     environment.check(fake_cloud.launch())
 
 
+def test_xlas_own_flags_are_read_too():
+    environment.check(fake_cloud.launch(env={"XLA_FLAGS": "--xla_dump_to=gs://b/x"}))
+    with pytest.raises(flags.FlagError, match="given twice"):
+        environment.check(fake_cloud.launch(env={"XLA_FLAGS": "--xla_a=1 --xla_a=2"}))
+    with pytest.raises(spec.LaunchError, match="Launch.compiler_flags"):
+        environment.check(fake_cloud.launch(env={"XLA_FLAGS": "--xla_tpu_a=1"}))
+
+
 def test_what_is_passed_on_of_a_machine_that_was_told_its_place_is_a_place():
     told = {place.ADDRESS: "10.0.0.2:1234", place.NUMBER: "4", place.INDEX: "3", "OTHER": "x"}
     passed = {name: told[name] for name in environment.PASSED_ON if name in told}

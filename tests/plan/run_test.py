@@ -10,7 +10,7 @@ import tiny_run
 
 from midjax.batches import starts
 from midjax.hardware import slices
-from midjax.model import sharding
+from midjax.model import sharding, transformer
 from midjax.plan import recipe, run
 
 FOUR = slices.parse("v5e-4")
@@ -57,6 +57,19 @@ def test_every_size_of_batch_is_a_step_and_every_stage_a_row(made):
     assert two.cost_usd == pytest.approx(two.seconds / 3600 * 4 * 2.0)
     assert one.steps[0].found == two.steps[0].found
     assert found.refusals == []
+
+
+def test_copies_on_several_slices_meet_over_the_network_of_the_data_centre(made):
+    """Each chip's quarter of the gradients goes there and its sum comes back, in float32."""
+    over_two = plan_recipes.train(rows=8, mesh=sharding.Mesh(data=2, fsdp=4, tensor=1))
+    (stage,) = planned(made, plan_recipes.plan(over_two, slices=("2xv5e-4",))).stages
+    assert stage.fits and stage.chips == 8
+    (step,) = stage.steps
+    between, within = (step.found.collectives[axis] for axis in ("data", "fsdp"))
+    ideal = 4 * transformer.parameter_count(over_two.model) / 4  # of two copies, twice a half
+    assert ideal <= between["bytes_sent"] <= 1.05 * ideal
+    rates = [one["bytes_sent"] / one["seconds"] for one in (between, within)]
+    assert 5 * rates[0] < rates[1]
 
 
 def test_a_plan_again_compiles_nothing(made):

@@ -8,7 +8,9 @@ import atexit
 import os
 import shutil
 import tempfile
+import threading
 
+import pytest
 import quick_compilation
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -21,3 +23,12 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # TensorFlow, where a test imports it, says less about itself.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiles_into_the_next_test():
+    """A run that was begun and not gone on with still compiles its step."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name == "compiling":
+            thread.join()

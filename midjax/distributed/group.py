@@ -118,9 +118,9 @@ def running(hosts: Hosts) -> Iterator[None]:
       meeting.MeetingError: processes that do not belong together.
     """
     global _group
-    tpus.check_library(os.environ)
     place = place_lib.find(seconds=hosts.start_seconds)
     if place is None:
+        tpus.check_library(os.environ)
         tpus.check_chips(os.environ)
         yield
         return
@@ -133,6 +133,7 @@ def running(hosts: Hosts) -> Iterator[None]:
     _group.watcher = watcher
     watcher.start()
     try:
+        tpus.check_library(os.environ)  # here, so that all hear of it
         tpus.check_chips(os.environ, found=place.is_tpu)
         yield
     except BaseException as error:

@@ -15,12 +15,14 @@ def check_library(environ: Mapping[str, str]) -> None:
     """No device is touched.
 
     Args:
-      environ: variables; JAX_PLATFORMS says whether TPUs are asked for.
+      environ: variables; JAX_PLATFORMS says whether TPUs are asked for, TPU_LIBRARY_PATH may say
+        where another libtpu is than the installed one.
 
     Raises:
       NoTpuError: libtpu is not installed.
     """
-    if _asks(environ) and importlib.util.find_spec("libtpu") is None:
+    has_library = environ.get("TPU_LIBRARY_PATH") or importlib.util.find_spec("libtpu")
+    if _asks(environ) and not has_library:
         raise NoTpuError(
             "JAX_PLATFORMS asks for a TPU, and libtpu, which computes on it, is not installed: "
             "pip install 'midjax[tpu]'. To compute on the CPU, set JAX_PLATFORMS=cpu."

@@ -38,6 +38,8 @@ PASSED_ON = (
 )
 # Of those, what all machines may be told alike. The others would all be the same worker.
 _OF_ALL_MACHINES = ("TPU_WORKER_HOSTNAMES",)
+# How flags begin that libtpu alone knows.
+_OF_LIBTPU = ("xla_tpu", "xla_jf", "xla_sc", "tpu")
 
 
 def fixed(config: spec.Launch) -> tuple[Variable, ...]:
@@ -87,8 +89,9 @@ def check(config: spec.Launch) -> None:
     ):
         if name in config.env or name in config.secrets:
             raise spec.LaunchError(f"Launch.env has {name}: {instead}. Leave it out.")
+    of_libtpu = {flag.name for flag in config.flags}
     for name in flags_lib.parse(config.env.get("XLA_FLAGS", "")):
-        if name.startswith("xla_tpu"):
+        if name in of_libtpu or name.startswith(_OF_LIBTPU):
             raise spec.LaunchError(
                 f"Launch.env has XLA_FLAGS with --{name}, which LIBTPU_INIT_ARGS alone may have: a "
                 "run would end with it. Put it into Launch.compiler_flags."

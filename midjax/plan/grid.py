@@ -128,7 +128,7 @@ def of(
                 left_out["there is one copy of the model, and nothing to split over"] += 1
                 continue
             if sums != search.fsdp_sums[0] and not _are_ours(config, mesh, remat):
-                left_out["the compiler sums gradients, and not FSDP's own code"] += 1
+                left_out["the compiler sums the layers' gradients, and not FSDP's own code"] += 1
                 continue
             guess = rough.of(setting.of(config), sizes, slice_, mesh, rows)
             if guess.least_bytes > usable_bytes:

@@ -53,7 +53,7 @@ class Early:
             self._error = error
 
     def join(self) -> None:
-        """Until the thread has ended, for better or worse: none may compile when Python ends."""
+        """Until the thread has ended, for better or worse."""
         if self._thread is not None:
             self._thread.join()
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a process's time goes: every moment since it began is in exactly one bucket.
 
-    start       from the process's start to the loop: imports, recipe, restore
-    compile     calls of the train step that compile it: the first with each shape of batches
+    start       from the process's start to the loop: imports, recipe, restore (beside which, and
+                beside a first evaluation, the train step compiles)
+    compile     waiting for the train step's compilation, and calls of it that compile: the first
+                with each other shape of batches
     step        the loop, but for what has a bucket of its own: dispatch, waiting for the device,
                 and what the host does meanwhile (rows of metrics, the bar)
     data_wait   waiting for a batch that outlasted the device's work

@@ -85,8 +85,8 @@ def begin(config: recipe_lib.Train, watch: goodput.Stopwatch | None = None) -> B
             early = early_lib.Early(prepared, mesh)
             try:
                 state = restore.first_state(prepared, mesh)
-            except BaseException:
-                early.join()
+            except checkpoint.DamagedError:
+                early.join()  # before another begins
                 raise
             return Begun(
                 watch=watch,
@@ -151,6 +151,7 @@ def go(begun: Begun) -> dict[str, Any]:
             except skips.StreakError as error:
                 streak = error.with_traceback(None)  # whose frames hold arrays
             group.first("going back", rollback.answer, begun.prepared, streak)
+            begun.early.steps.clear()  # programs, beside which there may be no room for others
             begun = begin(begun.recipe, begun.watch)
 
 
@@ -339,8 +340,6 @@ def _loop(
     with watch.measure("eval"), contextlib.suppress(preemption.CutShortError):  # seen below
         evaluator.begin(state.params, journal, stop.interrupt)
     evaluator.end_if_failed(prepared.first_step, journal, store.wait)
-    with watch.measure("compile"):
-        begun.early.wait()
     due, is_over = False, stop.reached(prepared.first_step)
     with contextlib.closing(batches), progress:
         for step in range(prepared.first_step + 1, last + 1):
@@ -361,6 +360,7 @@ def _loop(
             else:
                 arranged = context.arrange(batch, begun.mesh.shape)
                 with watch.measure("step" if rows in compiled else "compile"):
+                    begun.early.wait()
                     state, metrics = jitted[rows](state, readers.place(arranged, place, share))
                 compiled.add(rows)
                 recorder.put(step, metrics, _whole(prepared, step, batch))

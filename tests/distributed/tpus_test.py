@@ -18,6 +18,7 @@ def test_without_libtpu_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(tpus.NoTpuError, match=r"pip install 'midjax\[tpu\]'"):
         tpus.check_library(ASKED)
+    tpus.check_library({**ASKED, "TPU_LIBRARY_PATH": "/lib/libtpu.so"})
     tpus.check_library({"JAX_PLATFORMS": "cpu"})
     tpus.check_library({})
 

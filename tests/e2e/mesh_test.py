@@ -16,6 +16,7 @@ from midjax.model import architecture, sharding
 from midjax.train import loop, step
 
 STEPS = 10
+COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 def recipe(folder, name, **kwargs):
@@ -80,8 +81,18 @@ def folder(tmp_path_factory):
 
 
 def main(folder):
+    compiled = []
+
+    def hear(event, seconds, **more):
+        if event == COMPILED and more.get("fun_name") == "jit(train_step)":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(hear)
     for place in sorted((folder / str(jax.device_count())).iterdir()):
+        del compiled[:]
         assert cli.main(["train", f"--gin_file={place / 'config.gin'}"]) == 0, place
+        # What was compiled beside the restore is what the loop calls, on any mesh.
+        assert len(compiled) == 1, place
 
 
 @pytest.mark.parametrize("name", sorted(MESHES))

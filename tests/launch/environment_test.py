@@ -38,8 +38,9 @@ def test_xlas_own_flags_are_read_too():
     environment.check(fake_cloud.launch(env={"XLA_FLAGS": "--xla_dump_to=gs://b/x"}))
     with pytest.raises(flags.FlagError, match="given twice"):
         environment.check(fake_cloud.launch(env={"XLA_FLAGS": "--xla_a=1 --xla_a=2"}))
-    with pytest.raises(spec.LaunchError, match="Launch.compiler_flags"):
-        environment.check(fake_cloud.launch(env={"XLA_FLAGS": "--xla_tpu_a=1"}))
+    for known in ("--xla_tpu_a=1", "--tpu_a=1", "--xla_jf_a=1", "--xla_enable_async_all_gather=1"):
+        with pytest.raises(spec.LaunchError, match="Launch.compiler_flags"):
+            environment.check(fake_cloud.launch(env={"XLA_FLAGS": known}))
 
 
 def test_what_is_passed_on_of_a_machine_that_was_told_its_place_is_a_place():

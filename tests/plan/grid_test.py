@@ -47,7 +47,7 @@ def test_sums_are_a_choice_where_fsdp_is_written_out():
     assert at_once and all(one.mesh["fsdp"] > 1 for one in at_once)
     assert {one.mesh["tensor"] for one in at_once} == {1}
     assert {one.mesh["tensor"] for one in other} == {1, 2}
-    assert found.left_out["the compiler sums gradients, and not FSDP's own code"] > 0
+    assert found.left_out["the compiler sums the layers' gradients, and not FSDP's own code"] > 0
 
 
 def test_sums_are_no_choice_where_the_layers_do_not_ask_for_them():

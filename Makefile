@@ -38,7 +38,7 @@ help:
 	@echo "make plan-search          does midjax plan --search find the best of a grid that is compiled whole"
 	@echo "make plan-published       what midjax plan says of runs whose utilisation others have published"
 	@echo "make bench-train          the train step against Levanter, MaxText and PyTorch; start-up; the loop"
-	@echo "make bench-tpu            the train step on TPU slices against MaxText's, by the TPU's compiler; two hours"
+	@echo "make bench-tpu            the train step on TPU slices against MaxText's, by the TPU's compiler; an hour"
 	@echo "make bench-tpu-short      the same for a 1B model on v5e-16"
 	@echo "make check-launch         what midjax launch prints, by gcloud's linter, xpk, shellcheck and hadolint"
 	@echo "make pods     tpu/pods/*.env from midjax/hardware/"

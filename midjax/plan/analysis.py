@@ -80,7 +80,7 @@ class Found:
 
 def of(made: compiler.Compiled, slice_: slices_lib.Slice, knobs: Knobs) -> Found:
     """What a compiled step costs; read from beside its text where that was found out before."""
-    place = made.file(f"found-{_key(knobs)}.json")
+    place = made.folder / f"found-{_key(knobs)}.json"
     try:
         return Found(**files.read_json(place))
     except (FileNotFoundError, ValueError, TypeError):

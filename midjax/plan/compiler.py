@@ -66,14 +66,15 @@ class Compiled:
     entry: pathlib.Path | None
     was_kept: bool
 
-    def file(self, name: str) -> pathlib.Path:
-        """A place beside what was compiled."""
+    @property
+    def folder(self) -> pathlib.Path:
+        """`entry`, of what was compiled."""
         assert self.entry is not None, "nothing was compiled"
-        return self.entry / name
+        return self.entry
 
     def text(self, name: str) -> str:
         """One of `cache.TEXTS`."""
-        return cache.read_text(self.file(""), name)
+        return cache.read_text(self.folder, name)
 
 
 def _filled(config: train_lib.Train, slice_: slices_lib.Slice) -> train_lib.Train:

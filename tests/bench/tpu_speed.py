@@ -7,7 +7,7 @@ own instructions, and a model of kernels and links for the rest. It is no measur
 memory are what the compiler says itself. MaxText gets every set of flags in tpu_steps/cases.py; the
 fastest is the peer. MFLOPs of the model are counted by midjax/model/flops.py for both.
 
-    make bench-tpu         (2 cores, 12 GB: two hours, most of it in the compiler)
+    make bench-tpu         (2 cores, 12 GB: an hour, most of it in the compiler)
     make bench-tpu-short   (1B on v5e-16: some minutes)
     python tests/bench/tpu_speed.py --maxtext PYTHON [--only CASE, or start] [--kept]
 

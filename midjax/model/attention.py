@@ -22,7 +22,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from midjax.model import architecture, context, products, sharding, splash
@@ -72,8 +72,11 @@ def attend(
     made = Options(scale=scale, window_tokens=window_tokens, softcap=softcap)
     kernel = chosen(kernel)
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
-        return _one_device(kernel, made, q_BTNH, k_BTKH, v_BTKH, segments_BT)
+    if mesh.empty or mesh.size == 1:
+        return _of_shard(kernel, made, 1, q_BTNH, k_BTKH, v_BTKH, segments_BT)
+    if mesh.manual_axes:
+        shards = context.shards(mesh.shape)
+        return _of_shard(kernel, made, shards, q_BTNH, k_BTKH, v_BTKH, segments_BT)
     return _on_mesh(kernel, made, mesh, q_BTNH, k_BTKH, v_BTKH, segments_BT)
 
 
@@ -156,19 +159,45 @@ def reference(
     return jnp.einsum("BNTS,BSNH->BTNH", share_BNTS.astype(v_BTNH.dtype), v_BTNH)
 
 
-def _one_device(
+def _of_shard(
     kernel: architecture.AttentionKernel,
     options: Options,
+    shards: int,
     q_BTNH: Float[Array, "B T N H"],
     k_BTKH: Float[Array, "B T K H"],
     v_BTKH: Float[Array, "B T K H"],
     segments_BT: Int[Array, "B T"],
 ) -> Float[Array, "B T N H"]:
+    """One device's queries over the keys of whole rows, of which it gathers what others have.
+
+    Args:
+      kernel: what was chosen.
+      options: see `attend`.
+      shards: of the context axis; more than one inside of `jax.shard_map` only.
+      q_BTNH, k_BTKH, v_BTKH, segments_BT: of this device.
+    """
+    k_BSKH, v_BSKH, segments_BS = (
+        context.gathered(x, 1, shards) for x in (k_BTKH, v_BTKH, segments_BT)
+    )
+    arrays = (q_BTNH, k_BSKH, v_BSKH, segments_BT, segments_BS)
+    length = k_BSKH.shape[1]
+    here = 0 if shards == 1 else jax.lax.axis_index(context.AXIS)
     if kernel == "blocked":
-        places_T = jnp.arange(q_BTNH.shape[1])
-        return _blocked(options, 1, places_T, q_BTNH, k_BTKH, v_BTKH, segments_BT, segments_BT)
-    made = _splash(kernel, options, q_BTNH, k_BTKH, 1, 1)
-    return splash.attend(made, q_BTNH, k_BTKH, v_BTKH, segments_BT, segments_BT, options.scale)
+        places_nT = jnp.asarray(context.order(length, shards)).reshape(shards, -1)
+        return _blocked(options, shards, places_nT[here], *arrays)
+    made = splash.kernel(
+        tokens=length,
+        shards=shards,
+        heads=q_BTNH.shape[2],
+        kv_heads=k_BSKH.shape[2],
+        head_dim=q_BTNH.shape[3],
+        itemsize=q_BTNH.dtype.itemsize,
+        window_tokens=options.window_tokens,
+        softcap=options.softcap,
+        name=NAME,
+        interpret=kernel == "splash_interpret",
+    )
+    return splash.attend(splash.of_shard(made, here, shards), *arrays, options.scale)
 
 
 def _on_mesh(
@@ -180,9 +209,10 @@ def _on_mesh(
     v_BTKH: Float[Array, "B T K H"],
     segments_BT: Int[Array, "B T"],
 ) -> Float[Array, "B T N H"]:
-    """Every device for itself, with the keys of the whole row."""
+    """Every device for itself, with the key heads that its query heads use."""
     shards, tensor = context.shards(mesh.shape), mesh.shape["tensor"]
-    heads, order = q_BTNH.shape[2], context.order(q_BTNH.shape[1], shards)
+    heads = q_BTNH.shape[2]
+    context.order(q_BTNH.shape[1], shards)  # or is refused
 
     def split(axes: sharding.Axes, x: Array) -> PartitionSpec:
         sharding.check_divides("Attention", x.shape, axes, mesh.shape)
@@ -192,31 +222,20 @@ def _on_mesh(
     keys = split(("batch", "length", "kv_heads", "head_dim"), k_BTKH)
     rows = split(("batch", "length"), segments_BT)
     whole = keys[2] is None and tensor > 1
-    made, parts = None, None
-    if kernel != "blocked":
-        made = _splash(kernel, options, q_BTNH, k_BTKH, shards, tensor)
-        parts = made.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, rows[1])))
 
-    def part(made, q_BTNH, k_BTKH, v_BTKH, segments_BT):  # type: ignore[no-untyped-def]
+    def part(q_BTNH, k_BTKH, v_BTKH, segments_BT):  # type: ignore[no-untyped-def]
         if whole:
             k_BTKH, v_BTKH = (_used_heads(x, heads, tensor, 2) for x in (k_BTKH, v_BTKH))
-        k_BSKH, v_BSKH, segments_BS = (
-            context.gathered(x, 1, shards) for x in (k_BTKH, v_BTKH, segments_BT)
-        )
-        arrays = (q_BTNH, k_BSKH, v_BSKH, segments_BT, segments_BS)
-        if made is not None:
-            return splash.attend(made, *arrays, options.scale)
-        places_nT = jnp.asarray(order).reshape(shards, -1)
-        return _blocked(options, shards, places_nT[jax.lax.axis_index(context.AXIS)], *arrays)
+        return _of_shard(kernel, options, shards, q_BTNH, k_BTKH, v_BTKH, segments_BT)
 
     return jax.shard_map(
         part,
         mesh=mesh,
-        in_specs=(parts, queries, keys, keys, rows),
+        in_specs=(queries, keys, keys, rows),
         out_specs=queries,
         # Pallas calls don't say over which axes their results vary.
         check_vma=False,
-    )(made, q_BTNH, k_BTKH, v_BTKH, segments_BT)
+    )(q_BTNH, k_BTKH, v_BTKH, segments_BT)
 
 
 def look_back(
@@ -286,34 +305,6 @@ def _used_heads(x: Array, heads: int, tensor: int, axis: int) -> Array:
     run = math.gcd(share, group)
     first = jax.lax.axis_index("tensor") * share + jnp.arange(0, share, run)
     return jnp.take(x, first // group, axis=axis)
-
-
-def _splash(
-    kernel: architecture.AttentionKernel,
-    options: Options,
-    q_BTNH: Float[Array, "B T N H"],
-    k_BTKH: Float[Array, "B T K H"],
-    shards: int,
-    tensor: int,
-) -> splash.kernel_lib.SplashAttentionKernel:
-    _, length, heads, head_dim = q_BTNH.shape
-    kv_heads = k_BTKH.shape[2]
-    if kv_heads % tensor:
-        # Every device takes out of all of them those that it uses.
-        share, group = heads // tensor, heads // kv_heads
-        kv_heads = tensor * (share // math.gcd(share, group))
-    return splash.kernel(
-        tokens=length,
-        shards=shards,
-        heads=heads // tensor,
-        kv_heads=kv_heads // tensor,
-        head_dim=head_dim,
-        itemsize=q_BTNH.dtype.itemsize,
-        window_tokens=options.window_tokens,
-        softcap=options.softcap,
-        name=NAME,
-        interpret=kernel == "splash_interpret",
-    )
 
 
 def _spans(length: int, shards: int) -> Iterator[tuple[slice, int, int]]:

@@ -207,10 +207,10 @@ def _in_chunks(
     Returns:
       The last carry; what was found of each chunk, side by side: arrays [B, T, ...].
     """
-    (rows, length), shards = pieces[0].shape[:2], _shards()
-    if length <= config.loss_chunk_tokens:
+    (rows, length), (of_mesh, shards) = pieces[0].shape[:2], _shards()
+    chunk = max(config.loss_chunk_tokens // of_mesh, 1)
+    if length // shards <= chunk:
         return function(carry, pieces)
-    chunk = max(config.loss_chunk_tokens // shards, 1)
     whole, rest = divmod(length // shards, chunk)
 
     def chunks(x: Array, first: int, count: int, size: int) -> Array:
@@ -231,7 +231,8 @@ def _in_chunks(
     return carry, tuple(x.reshape(rows, length, *x.shape[3:]) for x in found)
 
 
-def _shards() -> int:
-    """Into how many parts the mesh in force splits T."""
+def _shards() -> tuple[int, int]:
+    """Into how many parts the mesh in force splits T; and how many of them an array holds here."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else context.shards(mesh.shape)
+    count = 1 if mesh.empty else context.shards(mesh.shape)
+    return count, 1 if mesh.manual_axes else count

@@ -243,6 +243,41 @@ def kernel(
     )
 
 
+def of_shard(
+    made: kernel_lib.SplashAttentionKernel, shard: Int[Array, ""] | int, shards: int
+) -> kernel_lib.SplashAttentionKernel:
+    """One shard's part of a kernel: of its mask's blocks, those of this shard's queries.
+
+    Args:
+      made: from `kernel`.
+      shard: which, counted from 0 along the context axis.
+      shards: as `kernel` was told.
+    """
+    if shards == 1:
+        return made
+
+    def part(array: Any, axis: int) -> Any:
+        if array is None:
+            return None
+        size = array.shape[axis] // shards
+        return jax.lax.dynamic_slice_in_dim(jnp.asarray(array), shard * size, size, axis)
+
+    def parts(info: info_lib.MaskInfo | None) -> info_lib.MaskInfo | None:
+        if info is None:
+            return None
+        assert info.partial_mask_blocks is None  # the mask is computed, see `Mask`
+        return info._replace(
+            data_next=part(info.data_next, 1),
+            mask_next=part(info.mask_next, 1),
+            block_mask=part(info.block_mask, 1),
+            q_sequence=part(info.q_sequence, 0),
+        )
+
+    masks = (made.fwd_mask_info, made.dq_mask_info, made.dkv_mask_info)
+    cut: Any = [parts(info) for info in masks]
+    return kernel_lib.SplashAttentionKernel(*cut, **made.kwargs)
+
+
 def attend(
     made: kernel_lib.SplashAttentionKernel,
     q_BTNH: Float[Array, "B T N H"],
@@ -255,7 +290,7 @@ def attend(
     """Attention of one shard's queries to keys in natural order.
 
     Args:
-      made: from `kernel`; this shard's part of it where there are several.
+      made: from `kernel` and `of_shard`.
       scale: on the scores; here on the queries, as the kernel doesn't scale.
     """
     length = q_BTNH.shape[1]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gathers and sums along a mesh axis, as the torus has it: dimension by dimension.
+"""Gathers and sums along axes of the mesh, as the torus has it: dimension by dimension.
 
     64 chips in a row, a torus 4 x 4 x 4
     part --gather over the inner 4 x 4, then over the outer 4--> whole
@@ -32,7 +32,7 @@ import contextvars
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -49,10 +49,10 @@ Sums = Literal["by_dimension", "at_once"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Torus:
-    """How the devices of one mesh axis lie.
+    """How the devices along some axes of a mesh lie.
 
     Attributes:
-      sizes: of the dimensions that the axis runs over, the outermost first, as (8, 8, 4); () where
+      sizes: of the dimensions that the axes run over, the outermost first, as (8, 8, 4); () where
         there are fewer than two, or nobody knows.
       sparse_cores: whether the chips have some that do collectives.
       sums_at_once: all dimensions together, of the gradients.
@@ -63,14 +63,14 @@ class Torus:
     sums_at_once: bool = False
 
     def gathers(self) -> list[Groups | None]:
-        """Places along the axis that gather together, step after step; None for all of them."""
+        """Places along the axes that gather together, step after step; None for all of them."""
         if not self.sizes or not self.sparse_cores:
             return [None]
         by_plane = np.arange(math.prod(self.sizes)).reshape(self.sizes[0], -1)
         return [by_plane.tolist(), by_plane.T.tolist()]
 
     def sums(self) -> list[Groups | None]:
-        """Places along the axis that sum together, step after step.
+        """Places along the axes that sum together, step after step.
 
         The outermost dimension comes first: what is left for the next is that much less.
         """
@@ -107,14 +107,15 @@ def traced_on(torus: Torus, function: Callable[..., Any]) -> Callable[..., Any]:
     return traced
 
 
-def of(jax_mesh: jax.sharding.Mesh, axis: str, sums: Sums = "by_dimension") -> Torus:
-    """How the devices lie along this axis of the mesh.
+def of(jax_mesh: jax.sharding.Mesh, axes: Sequence[str], sums: Sums = "by_dimension") -> Torus:
+    """How the devices lie along these axes of the mesh, the first of them outermost.
 
     The sizes are () where the devices' order is not that of their coordinates, one dimension inside
     of the other, or where it differs between rows of the mesh.
     """
-    along = np.moveaxis(jax_mesh.devices, jax_mesh.axis_names.index(axis), -1)
-    rows = along.reshape(-1, along.shape[-1])
+    places = [jax_mesh.axis_names.index(axis) for axis in axes]
+    along = np.moveaxis(jax_mesh.devices, places, range(-len(places), 0))
+    rows = along.reshape(-1, math.prod(jax_mesh.shape[axis] for axis in axes))
     if any(device.platform != "tpu" for device in rows.flat):
         return Torus()
     found = {_sizes(np.asarray([device.coords for device in row])) for row in rows}
@@ -144,39 +145,43 @@ def _sizes(places: np.ndarray) -> tuple[int, ...]:
     return sizes
 
 
-def gathered(part: Array, axis: str, place: int) -> Array:
-    """Inside of `jax.shard_map`: `part` of every device along a mesh axis, side by side.
+def gathered(part: Array, axes: tuple[str, ...], place: int) -> Array:
+    """Inside of `jax.shard_map`: `part` of every device along axes of the mesh, side by side.
 
     The gradient is summed over the devices in the dtype of `part`, and rounded to it after every
     dimension of the torus.
 
     Args:
       part: of this device.
-      axis: of the mesh.
+      axes: of the mesh, the first of them outermost.
       place: the dimension along which the parts lie.
     """
-    return _gathered(axis, place, current(), part)
+    return _gathered(axes, place, current(), part)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _gathered(axis: str, place: int, torus: Torus, part: Array) -> Array:
+def _gathered(axes: tuple[str, ...], place: int, torus: Torus, part: Array) -> Array:
     for groups in torus.gathers():
-        part = jax.lax.all_gather(part, axis, axis=place, axis_index_groups=groups, tiled=True)
+        part = jax.lax.all_gather(part, axes, axis=place, axis_index_groups=groups, tiled=True)
     return part
 
 
-def _gathered_forward(axis: str, place: int, torus: Torus, part: Array) -> tuple[Array, None]:
-    return _gathered(axis, place, torus, part), None
+def _gathered_forward(
+    axes: tuple[str, ...], place: int, torus: Torus, part: Array
+) -> tuple[Array, None]:
+    return _gathered(axes, place, torus, part), None
 
 
-def _scattered(axis: str, place: int, torus: Torus, _: None, whole: Array) -> tuple[Array]:
-    """The sum over the axis of each device's `whole`, of which every device gets its part."""
+def _scattered(
+    axes: tuple[str, ...], place: int, torus: Torus, _: None, whole: Array
+) -> tuple[Array]:
+    """The sum over the axes of each device's `whole`, of which every device gets its part."""
     # In front, so that the compiler may keep it there: of 64 numbers in the last dimension, as a
     # 64th of 4,096 are, a TPU pads the stack of all layers' gradients to 128.
     whole = jnp.moveaxis(whole, place, 0)
     for groups in torus.sums():
         whole = jax.lax.psum_scatter(
-            whole, axis, scatter_dimension=0, axis_index_groups=groups, tiled=True
+            whole, axes, scatter_dimension=0, axis_index_groups=groups, tiled=True
         )
     return (jnp.moveaxis(whole, 0, place),)
 

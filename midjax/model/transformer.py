@@ -228,23 +228,35 @@ def embedded(
     config: architecture.TransformerConfig, params: Params, tokens_BT: Int[Array, "B T"]
 ) -> Float[Array, "B T D"]:
     """The stream before the first layer, in the compute dtype."""
-    table_VD = placed(config, params, "embed")
-    # Rows of the batch and the table's width are split over one mesh axis, and the two can't be in
-    # one array. Where that is the only axis, every device looks up its part of the width for all
-    # rows, and what it found travels, forward and as gradient; elsewhere the whole table does.
-    by_width = sharding.only_splits(("batch", "embed"), "fsdp")
-    if by_width:
-        tokens_BT = sharding.constrain(tokens_BT, ("copy_batch", None))
-    else:
-        table_VD = sharding.constrain(table_VD, ("vocab", None))
-    if by_width:
-        x_BTD = embedding.rows(table_VD, tokens_BT).astype(config.compute_dtype)
-        x_BTD = sharding.constrain(x_BTD, ("copy_batch", None, "embed"))
-    else:
-        x_BTD = jnp.take(table_VD, tokens_BT, axis=0).astype(config.compute_dtype)
+    x_BTD = _looked_up(config, params, tokens_BT)
     if config.embed_scale is not None:
         x_BTD = x_BTD * jnp.asarray(config.embed_scale, x_BTD.dtype)
     return sharding.constrain(x_BTD, ("batch", "length", None))
+
+
+def _looked_up(
+    config: architecture.TransformerConfig, params: Params, tokens_BT: Int[Array, "B T"]
+) -> Float[Array, "B T D"]:
+    """The table's rows of the tokens, in the compute dtype.
+
+    Rows of the batch and the table's width are split over one mesh axis, and the two can't be in
+    one array: one of them has to travel, and its gradient back.
+    """
+    dtype, axes = config.compute_dtype, {"embed": ("vocab", "embed")}
+    if sharding.only_splits(("batch", "embed"), "fsdp"):
+        # Every device looks up its part of the width for all rows, and what it found travels.
+        table_VD = placed(config, params, "embed")
+        tokens_BT = sharding.constrain(tokens_BT, ("copy_batch", None))
+        x_BTD = embedding.rows(table_VD, tokens_BT).astype(dtype)
+        return sharding.constrain(x_BTD, ("copy_batch", None, "embed"))
+    if fsdp.applies():
+
+        def on_rows(tokens_BT: Array, part: Params, _: Any) -> Array:
+            return embedding.rows(fsdp.whole(part, axes, dtype)["embed"], tokens_BT)
+
+        return fsdp.on_rows(on_rows, axes, tokens_BT, {"embed": params["embed"]}, ())
+    table_VD = sharding.constrain(placed(config, params, "embed"), ("vocab", None))
+    return jnp.take(table_VD, tokens_BT, axis=0).astype(dtype)
 
 
 def shared(

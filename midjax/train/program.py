@@ -106,6 +106,6 @@ def jitted(step: Any, like: step_lib.TrainState, mesh: jax.sharding.Mesh, sums: 
     """
     replicated = jax.sharding.NamedSharding(mesh, sharding.spec(()))
     shardings = (jax.tree.map(lambda x: x.sharding, like), replicated)
-    here = torus.traced_on(torus.of(mesh, fsdp.AXIS, sums), step)
+    here = torus.traced_on(torus.of(mesh, fsdp.AXES, sums), step)
     near = placement.near(here, shardings[0])
     return jax.jit(near, donate_argnums=0, out_shardings=shardings)

@@ -2,6 +2,7 @@
 """Four devices against one, with every remat policy; what is sent, and what is kept."""
 
 import collections
+import math
 import pathlib
 import pickle
 import re
@@ -13,17 +14,24 @@ import numpy as np
 import pytest
 import tiny_model
 
-from midjax.model import fsdp, sharding, torus, transformer
+from midjax.model import context, fsdp, sharding, torus, transformer
 
 POLICIES = ("none", "dots", "full", "save_projections")
-MESHES = {"fsdp": {"fsdp": 4}, "copies": {"data": 2, "fsdp": 2}, "torus": {"fsdp": 4}}
+MESHES = {
+    "fsdp": {"fsdp": 4},
+    "copies": {"data": 2, "fsdp": 2},
+    "torus": {"fsdp": 4},
+    "cut rows": {"fsdp": 2, "context": 2},
+    "cut rows, torus": {"fsdp": 2, "context": 2},
+    "cut rows alone": {"context": 4},
+    "cut rows, copies": {"data": 2, "context": 2},
+}
 RUNS = [
     *(("fsdp", policy) for policy in POLICIES),
-    ("copies", "save_projections"),
-    ("torus", "save_projections"),
+    *((name, "save_projections") for name in MESHES if name != "fsdp"),
 ]
 FLAT = torus.Torus()
-TORI = {"torus": torus.Torus(sizes=(2, 2), sparse_cores=True)}
+TORI = dict.fromkeys(("torus", "cut rows, torus"), torus.Torus(sizes=(2, 2), sparse_cores=True))
 # Biases of queries, keys and values are matrices [N, H] that nothing splits.
 MODEL = {"layers": 2, "loss_chunk_tokens": 10, "qkv_bias": True, "qk_norm": "head"}
 
@@ -48,16 +56,21 @@ def outcome(policy, axes=None, here=FLAT):
     mesh = mesh_of(axes)
     shapes = transformer.abstract(config)
     params = jax.device_put(params, sharding.tree(mesh, transformer.logical_axes(config), shapes))
-    rows = jax.device_put(rows, sharding.batch(mesh))
+    rows = jax.device_put(context.arrange(rows, mesh.shape), sharding.batch(mesh))
     with jax.set_mesh(mesh):
         made = compute.lower(config, params, *rows).compile()
         return *jax.device_get(made(params, *rows)), made.as_text()
 
 
 def where_it_applies():
-    others = ({"tensor": 2, "fsdp": 2}, {"context": 4}, {"data": 4}, {"expert": 2, "fsdp": 2})
+    others = (
+        {"tensor": 2, "fsdp": 2},
+        {"tensor": 2, "context": 2},
+        {"data": 4},
+        {"expert": 2, "fsdp": 2},
+    )
     found = {}
-    for axes in (MESHES["fsdp"], MESHES["copies"], *others):
+    for axes in (*MESHES.values(), *others):
         with jax.set_mesh(mesh_of(axes)):
             found[tuple(axes.items())] = fsdp.applies()
     return found
@@ -114,8 +127,24 @@ def test_no_policy_keeps_whole_weights(policy, four_devices):
     assert len(re.findall(r" reduce-scatter\(", program)) >= 8
 
 
-def test_on_a_torus_they_go_along_one_dimension_after_the_other(four_devices):
-    program = four_devices["torus", "save_projections"][2]
+def test_cut_rows_scatter_gradients_too(four_devices):
+    """Seven matrices, the head and the embedding; no gradient of a matrix is summed in full."""
+    program = four_devices["cut rows", "save_projections"][2]
+    assert len(re.findall(r" reduce-scatter\(", program)) >= 9
+    summed = re.findall(r" = (\S+|\([^)]*\)) all-reduce\(", program)
+    config = tiny_model.config(**MODEL)
+    of_matrix = min(config.kv_heads * config.head_dim, config.ffn_dim) * config.dim
+    sizes = [
+        math.prod(int(size) for size in shape.split(",") if size)
+        for shapes in summed
+        for shape in re.findall(r"f32\[([\d,]*)\]", shapes)
+    ]
+    assert sizes and max(sizes) < of_matrix
+
+
+@pytest.mark.parametrize("name", TORI)
+def test_on_a_torus_they_go_along_one_dimension_after_the_other(name, four_devices):
+    program = four_devices[name, "save_projections"][2]
     kinds = r" (all-gather|reduce-scatter)\(.*?replica_groups=(\S+?), "
     found = collections.Counter(re.findall(kinds, program))
     inner, outer = "{{0,1},{2,3}}", "{{0,2},{1,3}}"
@@ -125,10 +154,10 @@ def test_on_a_torus_they_go_along_one_dimension_after_the_other(four_devices):
     assert {where for kind, where in found if kind == "reduce-scatter"} == {inner, outer}
 
 
-def test_it_is_for_meshes_that_split_nothing_but_the_batch(four_devices):
-    of_batch = [tuple(MESHES[name].items()) for name in ("fsdp", "copies")]
-    assert {axes for axes, applies in four_devices["applies"].items() if applies} == set(of_batch)
-    assert len(four_devices["applies"]) == 6
+def test_it_is_for_meshes_that_split_nothing_but_tokens(four_devices):
+    of_tokens = {tuple(axes.items()) for axes in MESHES.values()}
+    assert {axes for axes, applies in four_devices["applies"].items() if applies} == of_tokens
+    assert len(four_devices["applies"]) == len(of_tokens) + 4
     assert not fsdp.applies()  # no mesh
 
 

@@ -32,7 +32,7 @@ def main(out):
 
     def by_device(part, weights):
         """Every device weighs the whole in its own way."""
-        whole = torus.gathered(part, "x", 0)
+        whole = torus.gathered(part, ("x",), 0)
         return whole[None], (whole * weights[0]).sum(keepdims=True)[0]
 
     def total(part, weights):
@@ -143,13 +143,15 @@ GRID = [(x, y, z) for x in range(2) for y in range(4) for z in range(3)]
 
 
 def test_sizes_are_read_off_the_coordinates():
-    assert torus.of(mesh_at(GRID), "fsdp").sizes == (2, 4, 3)
-    assert torus.of(mesh_at(GRID), "fsdp", "at_once").sums_at_once
+    assert torus.of(mesh_at(GRID), ("fsdp",)).sizes == (2, 4, 3)
+    assert torus.of(mesh_at(GRID), ("fsdp",), "at_once").sums_at_once
     # Another order of the coordinates, the same of the places.
-    assert torus.of(mesh_at([place[::-1] for place in GRID]), "fsdp").sizes == (2, 4, 3)
+    assert torus.of(mesh_at([place[::-1] for place in GRID]), ("fsdp",)).sizes == (2, 4, 3)
     # Two copies of the model, each in one plane.
-    assert torus.of(mesh_at(GRID, copies=2), "fsdp").sizes == (4, 3)
-    assert torus.of(mesh_at(GRID, copies=2), "data").sizes == ()
+    assert torus.of(mesh_at(GRID, copies=2), ("fsdp",)).sizes == (4, 3)
+    assert torus.of(mesh_at(GRID, copies=2), ("data",)).sizes == ()
+    # Along both axes, one inside of the other.
+    assert torus.of(mesh_at(GRID, copies=2), ("data", "fsdp")).sizes == (2, 4, 3)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +164,7 @@ def test_sizes_are_read_off_the_coordinates():
     ],
 )
 def test_where_there_are_no_dimensions_there_is_one_step(places):
-    assert torus.of(mesh_at(places), "fsdp").sizes == ()
+    assert torus.of(mesh_at(places), ("fsdp",)).sizes == ()
 
 
 def test_copies_that_lie_differently_have_no_dimensions():
@@ -170,21 +172,21 @@ def test_copies_that_lie_differently_have_no_dimensions():
         *((0, y, z) for y in range(2) for z in range(2)),
         *((1, y, z) for z, y in ((0, 0), (0, 1), (1, 0), (1, 1))),
     ]
-    assert torus.of(mesh_at(mixed, copies=2), "fsdp").sizes == (2, 2)
+    assert torus.of(mesh_at(mixed, copies=2), ("fsdp",)).sizes == (2, 2)
     ring = [(1, 0, 0), (1, 1, 0), (1, 1, 1), (1, 0, 1)]
-    assert torus.of(mesh_at([*mixed[:4], *ring], copies=2), "fsdp").sizes == ()
+    assert torus.of(mesh_at([*mixed[:4], *ring], copies=2), ("fsdp",)).sizes == ()
 
 
 def test_which_chips_have_sparse_cores():
     kinds = {"TPU v4": False, "TPU v5 lite": False, "TPU v5": True, "TPU v6 lite": True}
     assert {
-        kind: torus.of(mesh_at(GRID, kind=kind), "fsdp").sparse_cores for kind in kinds
+        kind: torus.of(mesh_at(GRID, kind=kind), ("fsdp",)).sparse_cores for kind in kinds
     } == kinds
 
 
 def test_a_cpu_has_no_torus():
     mesh = jax.make_mesh((1,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
-    assert torus.of(mesh, "fsdp") == torus.Torus()
+    assert torus.of(mesh, ("fsdp",)) == torus.Torus()
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def test_a_model_over_a_whole_slice_lies_along_its_dimensions(tpu, name):
     """What travels along `fsdp` has lines to go by, where JAX's own order winds on small slices."""
     one = slices.parse(name)
     mesh = sharding.make(sharding.Mesh(data=one.slices, fsdp=-1, tensor=1), program.devices(one))
-    found = torus.of(mesh, "fsdp")
+    found = torus.of(mesh, ("fsdp",))
     assert found.sizes == tuple(sorted((size for size in one.torus if size > 1), reverse=True))
     assert found.sparse_cores == (one.chip.name in ("v5p", "v6e"))
     copies = mesh.devices.reshape(one.slices, -1)

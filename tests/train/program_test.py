@@ -37,7 +37,7 @@ def test_it_is_traced_for_the_torus_of_its_mesh(tmp_path, monkeypatch):
     config = tiny_run.train(tmp_path)
     mesh = sharding.make(config.mesh)
     state = program.state(config, optimizer_lib.make(config.optimizer), mesh)
-    here, seen, want = torus.Torus(sizes=(2, 2)), [], (mesh, "fsdp", "at_once")
+    here, seen, want = torus.Torus(sizes=(2, 2)), [], (mesh, ("fsdp", "context"), "at_once")
     monkeypatch.setattr(torus, "of", lambda *asked: here if asked == want else None)
 
     def step(state):

@@ -12,18 +12,19 @@
 The items are separate so that each can be kept or reset, and an export never reads moments. Orbax
 has no content checksums (a flipped byte restores in silence), so the manifest holds a digest of
 every array. Saving is asynchronous; a save that was killed leaves a folder that is never listed.
+
+Orbax is imported where it is used: it takes a third of a second, for which no first update waits.
 """
 
 import contextlib
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 from absl import flags
-from orbax.checkpoint import checkpoint_managers
 
 from midjax import files, storage, trees
 from midjax.distributed import group
@@ -79,34 +80,42 @@ class Keep:
             raise ValueError(f"Keep: every number must be 1 or more, got {self}.")
 
 
-class _LateJsonHandler(ocp.AsyncCheckpointHandler):
-    """Writes JSON that is made in the background, before Orbax calls the checkpoint finished."""
+@functools.cache
+def _late_json() -> tuple[Any, Any]:
+    """For JSON that is made in the background: Orbax's handler of it, and what a save is given."""
+    import orbax.checkpoint as ocp
 
-    async def async_save(self, directory: Any, args: "_LateJsonSave") -> list[ocp.future.Future]:
-        async def write() -> None:  # in a thread of its own
-            made = args.make()
-            if group.is_first():
-                (directory / "metadata").write_text(json.dumps(made))
+    class Handler(ocp.AsyncCheckpointHandler):
+        """Writes it before Orbax calls the checkpoint finished."""
 
-        return [ocp.future.CommitFutureAwaitingContractedSignals(write(), name="late_json")]
+        async def async_save(self, directory: Any, args: "Save") -> list[ocp.future.Future]:
+            async def write() -> None:  # in a thread of its own
+                made = args.make()
+                if group.is_first():
+                    (directory / "metadata").write_text(json.dumps(made))
 
-    def save(self, directory: Any, args: "_LateJsonSave") -> None:
-        raise NotImplementedError("saved asynchronously only")
+            return [ocp.future.CommitFutureAwaitingContractedSignals(write(), name="late_json")]
 
-    def restore(self, directory: Any, args: Any = None) -> Any:
-        raise NotImplementedError("read by read_facts")
+        def save(self, directory: Any, args: "Save") -> None:
+            raise NotImplementedError("saved asynchronously only")
 
+        def restore(self, directory: Any, args: Any = None) -> Any:
+            raise NotImplementedError("read by read_facts")
 
-@ocp.args.register_with_handler(_LateJsonHandler, for_save=True, for_restore=True)
-@dataclasses.dataclass
-class _LateJsonSave(ocp.args.CheckpointArgs):
-    """What `make` gives, which may wait for the devices."""
+    @ocp.args.register_with_handler(Handler, for_save=True, for_restore=True)
+    @dataclasses.dataclass
+    class Save(ocp.args.CheckpointArgs):
+        """What `make` gives, which may wait for the devices."""
 
-    make: Callable[[], dict[str, Any]]
+        make: Callable[[], dict[str, Any]]
+
+    return Handler, Save
 
 
 class Store:
     """The checkpoints of one run directory. Use as a context: leaving waits for the last save.
+
+    The directory is opened at the first need, or by `prepare`.
 
     Args:
       run_dir, keep: of the run.
@@ -114,28 +123,40 @@ class Store:
     """
 
     def __init__(self, run_dir: str, keep: Keep, forever: Collection[int] = ()) -> None:
+        self._place, self._keep, self._forever = folder(run_dir), keep, forever
+        self._opened: Any = None
+
+    @property
+    def _manager(self) -> Any:
+        """Orbax's."""
+        if self._opened is None:
+            self._opened = self._open()
+        return self._opened
+
+    def _open(self) -> Any:
+        import orbax.checkpoint as ocp
+        from orbax.checkpoint import checkpoint_managers
+
         policies: list[Any] = [
-            checkpoint_managers.LatestN(keep.last),
-            checkpoint_managers.CustomSteps(sorted(forever)),
+            checkpoint_managers.LatestN(self._keep.last),
+            checkpoint_managers.CustomSteps(sorted(self._forever)),
         ]
-        if keep.forever_every_steps:
-            policies.append(checkpoint_managers.EveryNSteps(keep.forever_every_steps))
+        if self._keep.forever_every_steps:
+            policies.append(checkpoint_managers.EveryNSteps(self._keep.forever_every_steps))
         _bound_waits()
-        self._place = folder(run_dir)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies)
         )
         with _reaching(self._place):
-            self._manager = ocp.CheckpointManager(
-                self._place, item_handlers=_handlers(), options=options
-            )
+            return ocp.CheckpointManager(self._place, item_handlers=_handlers(), options=options)
 
     def __enter__(self) -> "Store":
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         self.wait()
-        self._manager.close()
+        if self._opened is not None:
+            self._opened.close()
 
     def wait(self) -> None:
         """Until what was begun to be saved is whole.
@@ -143,15 +164,24 @@ class Store:
         Raises:
           StorageError: it could not be written.
         """
+        if self._opened is None:
+            return
         with _reaching(self._place):
-            self._manager.wait_until_finished()
+            self._opened.wait_until_finished()
 
     def newest_step(self) -> int | None:
         """The newest checkpoint, also one that is being written."""
         return self._manager.latest_step()
 
-    def compile(self, **items: Any) -> None:
-        """Compiles what `save` will sum over these items, so that no save has to wait for it."""
+    def prepare(self, **items: Any) -> None:
+        """Opens the directory, and compiles what `save` will sum over these items.
+
+        So that no save has to wait for it.
+
+        Raises:
+          StorageError: the directory cannot be reached.
+        """
+        assert self._manager is not None
         trees.summary(_arrays(**items))
 
     def save(
@@ -193,12 +223,13 @@ class Store:
             settle()
             return found | {"seal": _seal(step, data, found)}
 
-        args = ocp.args
+        from orbax.checkpoint import args
+
         asked = args.Composite(
             **{name: args.PyTreeSave(tree) for name, tree in arrays.items()},
             step=args.JsonSave({"step": step}),
             data=args.JsonSave(dict(data)),
-            manifest=_LateJsonSave(manifest),
+            manifest=_late_json()[1](manifest),
         )
         with _reaching(self._place):
             saved = self._manager.save(step, args=asked, force=True)
@@ -221,11 +252,13 @@ def _bound_waits() -> None:
 
 def _handlers() -> dict[str, Any]:
     """Item -> what writes it. Floats hardly shrink, and compressing them took from the steps."""
+    import orbax.checkpoint as ocp
+
     arrays = ("params", "opt_state", "guard", "ema")
     return {name: ocp.PyTreeCheckpointHandler(use_compression=False) for name in arrays} | {
         "step": ocp.JsonCheckpointHandler(),
         "data": ocp.JsonCheckpointHandler(),
-        "manifest": _LateJsonHandler(),
+        "manifest": _late_json()[0](),
     }
 
 
@@ -262,6 +295,8 @@ def steps(run_dir: str) -> list[int]:
     with _reaching(str(root), *_IN_READING):
         if not root.exists():
             return []
+        import orbax.checkpoint as ocp
+
         return sorted(
             int(p.name)
             for p in root.iterdir()
@@ -355,6 +390,8 @@ def _read(
     run_dir: str, step: int, targets: Mapping[str, Any], unused: Collection[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(manifest, items); what this process's devices hold of them, unverified."""
+    import orbax.checkpoint as ocp
+
     saved = read_facts(run_dir, step)["manifest"]
     wanted = {name: what for name, what in saved["arrays"].items() if name not in set(unused)}
     if wrong := trees.mismatches(wanted, targets):

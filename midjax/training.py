@@ -2,6 +2,7 @@
 """The verbs `train` and `branch`, and what a run that resumes may change. Heavy imports inside."""
 
 import argparse
+import gc
 import sys
 import uuid
 from typing import Any
@@ -81,6 +82,16 @@ def _has_config(run_dir: str) -> bool:
 
 
 def train(arguments: list[str]) -> None:
+    # What is made from here to the first update stays: to look for garbage in it, again and again,
+    # would take a tenth of the time.
+    gc.disable()
+    try:
+        _train(arguments)
+    finally:
+        gc.enable()
+
+
+def _train(arguments: list[str]) -> None:
     from midjax.train import goodput
 
     # A process that was started for this run was for it from its start on, imports and all.
@@ -120,6 +131,7 @@ def _run_together(root: Any, watch: Any) -> None:
     group.first("writing the recipe", write)
     if group.count() > 1:
         _see_one_folder(root.run_dir)
+    gc.enable()
     loop.go(begun)
 
 

@@ -9,6 +9,7 @@ import gcs_bucket
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from midjax import checkpoint, files
@@ -200,7 +201,7 @@ def test_only_damage_is_called_damage(tmp_path, monkeypatch, error, kind):
     def fails(*_, **__):
         raise error
 
-    monkeypatch.setattr(checkpoint.ocp.PyTreeCheckpointHandler, "restore", fails)
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", fails)
     with pytest.raises(kind) as caught:
         checkpoint.restore(str(tmp_path), 1, targets("params"))
     assert type(caught.value) is kind

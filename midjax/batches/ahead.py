@@ -2,15 +2,16 @@
 """Batches that are made before they are asked for, in a thread or in processes.
 
 Grain carries batches, not documents: element i of its dataset is batch i, made in one go by
-arithmetic on its index. So Grain's cost is that of a batch.
+arithmetic on its index. So Grain's cost is that of a batch. It is imported where batches begin, or
+by `load`, and takes a third of a second: a step may be compiled meanwhile.
 """
 
 import functools
+import importlib
 import signal
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import grain
 import numpy as np
 from absl import flags
 
@@ -19,10 +20,17 @@ from midjax.batches import parent
 from midjax.batches import starts as starts_lib
 
 if TYPE_CHECKING:
+    import grain
+
     from midjax.batches import loader as loader_lib
 
 # Rows whose pieces are looked up at a time: arithmetic on arrays costs little more than on numbers.
 _CHUNK_ROWS = 1024
+
+
+def load() -> None:
+    """Imports Grain, if batches are to come soon."""
+    importlib.import_module("grain")
 
 
 class Source:
@@ -79,8 +87,10 @@ def _stretches(parts: Sequence[int]) -> list[tuple[int, int]]:
     return found
 
 
-def _dataset(batches: Source, workers: int, prefetch: int) -> grain.IterDataset:
+def _dataset(batches: Source, workers: int, prefetch: int) -> "grain.IterDataset":
     """Batches that are made ahead, see `Loader.batches`."""
+    import grain
+
     source = grain.MapDataset.source(batches)
     # Local rows: no reading threads of Grain's own, which cost more than they save.
     dataset = source.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders that Hugging Face `datasets` saved (`save_to_disk`), read without that library."""
+"""Folders that Hugging Face `datasets` saved (`save_to_disk`), read without that library.
+
+PyArrow is imported where a file is read: recipes of all verbs know these readers.
+"""
 
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
-
-import pyarrow
-import pyarrow.ipc
 
 from midjax import files
 from midjax.corpora import reading
@@ -93,9 +93,12 @@ class HuggingFaceDisk(reading.Reader):
 
 
 @contextlib.contextmanager
-def _opened(name: str) -> Iterator[tuple[pyarrow.ipc.RecordBatchStreamReader, Any]]:
+def _opened(name: str) -> Iterator[tuple[Any, Any]]:
     """The stream of record batches in a file, and the file. Local files are mapped: what is skipped
     is not read."""
+    import pyarrow
+    import pyarrow.ipc
+
     with contextlib.ExitStack() as stack:
         try:
             if "://" in name:
@@ -112,9 +115,7 @@ def _opened(name: str) -> Iterator[tuple[pyarrow.ipc.RecordBatchStreamReader, An
             ) from error
 
 
-def _batches(
-    stream: pyarrow.ipc.RecordBatchStreamReader, end: int | None
-) -> Iterator[pyarrow.RecordBatch]:
+def _batches(stream: Any, end: int | None) -> Iterator[Any]:
     done = 0
     while end is None or done < end:
         try:

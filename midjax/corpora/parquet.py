@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parquet files, read batch by batch."""
+"""Parquet files, read batch by batch.
+
+PyArrow is imported where a file is read: recipes of all verbs know this reader.
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
-
-import pyarrow
-import pyarrow.parquet
 
 from midjax import files
 from midjax.corpora import reading
@@ -81,7 +81,10 @@ class _Opened:
         self._name = name
         self._raw = files.path(name).open("rb") if "://" in name else None
 
-    def __enter__(self) -> pyarrow.parquet.ParquetFile:
+    def __enter__(self) -> Any:
+        import pyarrow
+        import pyarrow.parquet
+
         try:
             self._file = pyarrow.parquet.ParquetFile(
                 self._raw or self._name, buffer_size=_BUFFER_BYTES, pre_buffer=False
@@ -91,6 +94,8 @@ class _Opened:
         return self._file
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        import pyarrow
+
         self._file.close()
         if self._raw is not None:
             self._raw.close()

@@ -25,7 +25,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from midjax.model import architecture, context, products, sharding, splash
+from midjax.model import architecture, context, products, sharding, window
 
 # Remat policies that save this name keep what the backward pass needs of the forward pass.
 NAME = "attention"
@@ -118,8 +118,7 @@ def mask(
     places_S: Int[Array, "S"],
     window_tokens: int | None,
 ) -> Bool[Array, "B T S"]:
-    """True where a query may look at a key: of the same segment, not later than itself, and within
-    its window (as in transformers, key > query - window).
+    """True where a query may look at a key: of the same segment, and where `window.Seen` says so.
 
     Padding is a segment of its own (0), so every query sees at least itself.
 
@@ -128,7 +127,7 @@ def mask(
       places_T, places_S: where they stand in the row.
       window_tokens: see `attend`.
     """
-    seen_TS = splash.Seen(window_tokens)(places_T[:, None], places_S[None, :])
+    seen_TS = window.Seen(window_tokens)(places_T[:, None], places_S[None, :])
     return seen_TS & (segments_BT[:, :, None] == segments_BS[:, None, :])
 
 
@@ -185,6 +184,8 @@ def _of_shard(
     if kernel == "blocked":
         places_nT = jnp.asarray(context.order(length, shards)).reshape(shards, -1)
         return _blocked(options, shards, places_nT[here], *arrays)
+    from midjax.model import splash  # Pallas takes a while to import, which a CPU has no need of
+
     made = splash.kernel(
         tokens=length,
         shards=shards,
@@ -341,18 +342,18 @@ def _blocked(
       shards: of the context axis.
       places_T: where this shard's queries stand in the row; keys stand at 0, 1, ...
     """
-    window = options.window_tokens
+    window_tokens = options.window_tokens
     q_BTNH = (q_BTNH.astype(jnp.float32) * options.scale).astype(q_BTNH.dtype)
     out = []
     for here, lowest, highest in _spans(k_BSKH.shape[1], shards):
-        oldest = 0 if window is None else max(lowest - window + 1, 0)
+        oldest = 0 if window_tokens is None else max(lowest - window_tokens + 1, 0)
         seen = slice(oldest, highest + 1)
         allowed_BTS = mask(
             segments_BT[:, here],
             segments_BS[:, seen],
             places_T[here],
             jnp.arange(oldest, highest + 1),
-            window,
+            window_tokens,
         )
         out.append(_block(options, q_BTNH[:, here], k_BSKH[:, seen], v_BSKH[:, seen], allowed_BTS))
     return checkpoint_name(jnp.concatenate(out, axis=1), NAME)

@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from midjax.model import architecture, attention, depth, layers, sharding, splash, transformer
+from midjax.model import architecture, attention, depth, layers, sharding, transformer, window
 
 _KEY_AXES: sharding.Axes = ("batch", "kv_heads", "head_dim", None)
 _VALUE_AXES: sharding.Axes = ("batch", "kv_heads", None, "head_dim")
@@ -246,7 +246,7 @@ def step(
     ) -> tuple[Array, Cache]:
         keys, k_BKHS = put(cache.keys, layer, k, _AS_KEYS, _KEY_AXES)
         values, v_BKSH = put(cache.values, layer, v, _AS_VALUES, _VALUE_AXES)
-        seen_BS = (age_S <= positions_B[:, None]) & splash.Seen(options.window_tokens)(0, place_S)
+        seen_BS = (age_S <= positions_B[:, None]) & window.Seen(options.window_tokens)(0, place_S)
         out = attention.look_back(options, q, k_BKHS, v_BKSH, seen_BS)
         return out, Cache(keys, values, cache.newest)
 

@@ -8,9 +8,6 @@ import functools
 from typing import Any, Literal
 
 import jax
-
-# Names, not the module: the package has a function of the same name, which hides it.
-from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm, tgmm
 from jaxtyping import Array, Float, Int
 
 Kernel = Literal["ragged_dot", "megablox", "megablox_interpret"]
@@ -52,10 +49,19 @@ def _tiles(rows: int, groups: int, inner: int, outer: int, itemsize: int) -> tup
     return row_tile, _tile_of(inner, itemsize), outer_tile
 
 
+def _kernels() -> tuple[Any, Any]:
+    """JAX's gmm and tgmm. Pallas takes a while to import, which a CPU has no need of."""
+    # Names, not the module: the package has a function of the same name, which hides it.
+    from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm, tgmm
+
+    return gmm, tgmm
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _megablox(lhs_RX: Array, rhs_EXY: Array, sizes_E: Array, interpret: bool) -> Array:
     groups, inner, outer = rhs_EXY.shape
     tiles = _tiles(lhs_RX.shape[0], groups, inner, outer, rhs_EXY.itemsize)
+    gmm, _ = _kernels()
     return gmm(lhs_RX, rhs_EXY, sizes_E, lhs_RX.dtype, tiles, interpret=interpret)
 
 
@@ -64,7 +70,7 @@ def _megablox_fwd(lhs_RX: Array, rhs_EXY: Array, sizes_E: Array, interpret: bool
 
 
 def _megablox_bwd(interpret: bool, kept: Any, grad_RY: Array) -> Any:
-    lhs_RX, rhs_EXY, sizes_E = kept
+    (lhs_RX, rhs_EXY, sizes_E), (gmm, tgmm) = kept, _kernels()
     rows, (groups, inner, outer), size = lhs_RX.shape[0], rhs_EXY.shape, rhs_EXY.itemsize
     lhs_grad_RX = gmm(
         grad_RY,

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import ad_checkpoint
-from jaxtyping import Array, Bool, Float, Float32, Int
+from jaxtyping import Array, Bool, Float, Float32, Int, PRNGKeyArray
 
 from midjax.model import architecture, attention, moe, quantized, rotation, sharding
 from midjax.model import context as context_lib
@@ -31,6 +31,8 @@ _ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
 }
 _HIDDEN_AXES = ("batch", "length", None)
+# Of one module, with room for more.
+_MOST_MATRICES = 16
 
 Product = Callable[[Array, Array], Array]
 
@@ -150,13 +152,26 @@ def within_rows(
     ), None
 
 
+class Keys:
+    """Keys of a module's matrices, one after the other: those that `nnx.Rngs(params=key)` gives.
+
+    They are made all at once: one by one they take the compiler as long as the numbers drawn.
+    """
+
+    def __init__(self, key: PRNGKeyArray) -> None:
+        self._left = list(jax.random.split(key, _MOST_MATRICES))[::-1]
+
+    def __call__(self) -> PRNGKeyArray:
+        return self._left.pop()
+
+
 def _matrix(
     config: architecture.TransformerConfig,
-    rngs: nnx.Rngs,
+    keys: Keys,
     axes: tuple[str | None, ...],
     *shape: int,
 ) -> nnx.Param:
-    value = jax.random.normal(rngs.params(), shape, jnp.float32) * config.initializer_std
+    value = jax.random.normal(keys(), shape, jnp.float32) * config.initializer_std
     return nnx.Param(value.astype(config.param_dtype), axes=axes)
 
 
@@ -197,7 +212,7 @@ class Layer(_Normed):
       config: the model.
       kind: what the layer sees.
       has_experts: experts in place of the mlp.
-      rngs: the key "params".
+      keys: of its matrices.
     """
 
     def __init__(
@@ -206,7 +221,7 @@ class Layer(_Normed):
         kind: architecture.LayerType,
         has_experts: bool,
         *,
-        rngs: nnx.Rngs,
+        keys: Keys,
     ) -> None:
         self.config, self.kind, self.has_experts = config, kind, has_experts
         for part in ("attn", "mlp"):
@@ -214,16 +229,16 @@ class Layer(_Normed):
                 self._add_norm(f"{part}_norm")
             if config.norm_placement in ("post", "both"):
                 self._add_norm(f"{part}_post_norm")
-        self._add_attention(rngs)
+        self._add_attention(keys)
         if has_experts:
-            self._add_experts(rngs)
+            self._add_experts(keys)
         else:
-            self._add_mlp(rngs)
+            self._add_mlp(keys)
 
-    def _add_attention(self, rngs: nnx.Rngs) -> None:
+    def _add_attention(self, keys: Keys) -> None:
         config = self.config
         D, N, K, H = config.dim, config.heads, config.kv_heads, config.head_dim
-        matrix = functools.partial(_matrix, config, rngs)
+        matrix = functools.partial(_matrix, config, keys)
         filled = functools.partial(_filled, config)
         self.wq = matrix(("embed", "heads", "head_dim"), D, N, H)
         self.wk = matrix(("embed", "kv_heads", "head_dim"), D, K, H)
@@ -243,25 +258,25 @@ class Layer(_Normed):
             self.q_norm = filled(identity, ("heads", "head_dim"), N, H)
             self.k_norm = filled(identity, ("kv_heads", "head_dim"), K, H)
 
-    def _add_mlp(self, rngs: nnx.Rngs) -> None:
+    def _add_mlp(self, keys: Keys) -> None:
         D, F = self.config.dim, self.config.ffn_dim
-        self.w_gate = _matrix(self.config, rngs, ("embed", "mlp"), D, F)
-        self.w_up = _matrix(self.config, rngs, ("embed", "mlp"), D, F)
-        self.w_down = _matrix(self.config, rngs, ("mlp", "embed"), F, D)
+        self.w_gate = _matrix(self.config, keys, ("embed", "mlp"), D, F)
+        self.w_up = _matrix(self.config, keys, ("embed", "mlp"), D, F)
+        self.w_down = _matrix(self.config, keys, ("mlp", "embed"), F, D)
         if self.config.mlp_bias:
             self.gate_bias = _filled(self.config, 0.0, ("mlp",), F)
             self.up_bias = _filled(self.config, 0.0, ("mlp",), F)
             self.down_bias = _filled(self.config, 0.0, ("norm",), D)
 
-    def _add_experts(self, rngs: nnx.Rngs) -> None:
+    def _add_experts(self, keys: Keys) -> None:
         experts = self.config.experts
         assert experts is not None
         D, E, F = self.config.dim, experts.count, experts.ffn_dim
         inward, outward = ("experts", "expert_embed", "mlp"), ("experts", "mlp", "expert_embed")
-        self.router = _matrix(self.config, rngs, ("embed", None), D, E)
-        self.expert_gate = _matrix(self.config, rngs, inward, E, D, F)
-        self.expert_up = _matrix(self.config, rngs, inward, E, D, F)
-        self.expert_down = _matrix(self.config, rngs, outward, E, F, D)
+        self.router = _matrix(self.config, keys, ("embed", None), D, E)
+        self.expert_gate = _matrix(self.config, keys, inward, E, D, F)
+        self.expert_up = _matrix(self.config, keys, inward, E, D, F)
+        self.expert_down = _matrix(self.config, keys, outward, E, F, D)
 
     def __call__(
         self, x_BTD: Float[Array, "B T D"], context: Context
@@ -357,12 +372,12 @@ class Layer(_Normed):
 class Ends(_Normed):
     """What stands before and after the layers."""
 
-    def __init__(self, config: architecture.TransformerConfig, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: architecture.TransformerConfig, *, keys: Keys) -> None:
         self.config = config
-        self.embed = _matrix(config, rngs, ("vocab", "embed"), config.vocab_size, config.dim)
+        self.embed = _matrix(config, keys, ("vocab", "embed"), config.vocab_size, config.dim)
         self._add_norm("final_norm")
         if not config.tied_head:
-            self.head = _matrix(config, rngs, ("embed", "vocab"), config.dim, config.vocab_size)
+            self.head = _matrix(config, keys, ("embed", "vocab"), config.dim, config.vocab_size)
         if config.head_bias:
             self.head_bias = _filled(config, 0.0, ("vocab",), config.vocab_size)
 

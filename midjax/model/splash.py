@@ -8,7 +8,6 @@ Shape suffixes: B batch, T query length, S key length, N query heads, K key and 
 size.
 """
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -20,7 +19,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as info_lib
 from jaxtyping import Array, Float, Int
 
-from midjax.model import context, partial_sums
+from midjax.model import context, partial_sums, window
 
 # Blocks are multiples of the width of a TPU's vector registers.
 LANES = 128
@@ -36,21 +35,8 @@ LONGEST_BLOCK = ((256, 1024), (512, 512), (1024, 256))
 _FEW_KEY_BLOCKS, _MOST_GRADIENTS = 4, 16
 
 
-@dataclasses.dataclass(frozen=True)
-class Seen:
-    """Whether a query at a place sees a key at a place; called by the kernel and on the host."""
-
-    window_tokens: int | None
-
-    def __call__(self, queries: Any, keys: Any) -> Any:
-        seen = keys <= queries
-        if self.window_tokens is not None:
-            seen &= keys > queries - self.window_tokens
-        return seen
-
-
 class Mask(mask_lib.Mask):
-    """`Seen` for queries in placed order over keys in natural order.
+    """`window.Seen` for queries in placed order over keys in natural order.
 
     Computed from places, in the kernel and here: an [T, S] array would not fit where T = 131,072.
 
@@ -60,7 +46,7 @@ class Mask(mask_lib.Mask):
       queries: of each shard, a multiple of `LANES`; those that pad it stand where its last one
         does, so that they see something.
       keys: S with its padding, which nobody sees.
-      window_tokens: as for `Seen`.
+      window_tokens: as for `window.Seen`.
     """
 
     def __init__(
@@ -71,7 +57,7 @@ class Mask(mask_lib.Mask):
         padding = ((0, 0), (0, queries - places.shape[1]))
         # The library's names, which make it compute the mask in the kernel.
         self.q_sequence = np.pad(places, padding, mode="edge").reshape(-1)
-        self.mask_function = Seen(window_tokens)
+        self.mask_function = window.Seen(window_tokens)
         self._places = np.arange(keys, dtype=np.int32)
 
     @property

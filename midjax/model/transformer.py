@@ -63,7 +63,7 @@ def init(config: architecture.TransformerConfig, key: PRNGKeyArray) -> Params:
 def _pure(
     config: architecture.TransformerConfig, module: Any, given: tuple[Any, ...], key: PRNGKeyArray
 ) -> Params:
-    made = module(config, *given, rngs=nnx.Rngs(params=key))
+    made = module(config, *given, keys=layers.Keys(key))
     return nnx.to_pure_dict(nnx.split(made)[1])
 
 
@@ -89,7 +89,7 @@ def _in_order(config: architecture.TransformerConfig, made: dict[bool, Params]) 
 
 def abstract(config: architecture.TransformerConfig) -> Params:
     """The parameters' shapes and dtypes: a tree of ShapeDtypeStruct."""
-    return jax.eval_shape(functools.partial(init, config), jax.random.key(0))
+    return jax.eval_shape(lambda: init(config, jax.random.key(0)))
 
 
 @functools.cache
@@ -97,7 +97,7 @@ def _declared(
     config: architecture.TransformerConfig, module: Any, given: tuple[Any, ...] = ()
 ) -> tuple[nnx.GraphDef, dict[str, tuple[str | None, ...]]]:
     """A module's structure, and the logical axes of its parameters."""
-    made = nnx.eval_shape(lambda: module(config, *given, rngs=nnx.Rngs(params=0)))
+    made = nnx.eval_shape(lambda: module(config, *given, keys=layers.Keys(jax.random.key(0))))
     graph, state = nnx.split(made)
     return graph, {path[0]: leaf.get_metadata("axes") for path, leaf in state.flat_state()}
 

@@ -12,7 +12,8 @@ from midjax.train import prepare, program, restore
 
 
 class Early:
-    """The steps of a run, of which the first is compiled in a thread of its own from now on.
+    """The steps of a run, of which the first is traced, and compiled in a thread of its own from
+    now on.
 
     JAX keeps what it has compiled: the step's first call finds it. Where it does not, as that call
     has arguments of other kinds, the call compiles, and nothing is lost but time.
@@ -41,14 +42,15 @@ class Early:
         if prepared.first_step < prepared.total_steps:
             rows = timeline.batch_rows(prepared.first_step + 1)
             batch = program.batch(mesh, rows, timeline.row_tokens)
-            given = (self.steps[rows], state, batch, mesh)
-            self._thread = threading.Thread(target=self._compile, args=given, name="compiling")
+            with jax.set_mesh(mesh):
+                # Here, as Python does one thing at a time: what takes longest begins soonest.
+                lowered = self.steps[rows].lower(state, batch)
+            self._thread = threading.Thread(target=self._compile, args=(lowered,), name="compiling")
             self._thread.start()
 
-    def _compile(self, step: Any, state: Any, batch: Any, mesh: jax.sharding.Mesh) -> None:
+    def _compile(self, lowered: Any) -> None:
         try:
-            with jax.set_mesh(mesh):
-                step.lower(state, batch).compile()
+            lowered.compile()
         except BaseException as error:  # told where the step is needed
             self._error = error
 

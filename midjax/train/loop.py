@@ -83,6 +83,7 @@ def begin(config: recipe_lib.Train, watch: goodput.Stopwatch | None = None) -> B
             )
             group.same("What the run starts from", facts(prepared))
             early = early_lib.Early(prepared, mesh)
+            ahead.load()
             try:
                 state = restore.first_state(prepared, mesh)
             except checkpoint.DamagedError:
@@ -368,7 +369,7 @@ def _loop(
             progress.advance(rows * timeline.row_tokens, recorder.note)
             if step == prepared.first_step + 2:  # while the devices are busy
                 with watch.measure("compile"):
-                    store.compile(**saving.items(state))
+                    store.prepare(**saving.items(state))
             due |= step % config.checkpoint.every_steps == 0 or step in prepared.phase_ends
             is_over = stop.reached(step) or step == last
             saved = False

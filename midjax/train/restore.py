@@ -44,10 +44,14 @@ def first_state(prepared: prepare_lib.Prepared, mesh: jax.sharding.Mesh) -> step
     config, origin = prepared.config, prepared.origin
     abstract = abstract_state(prepared, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    init_opt = jax.jit(prepared.optimizer.init, out_shardings=shardings.opt_state)
+    init_opt = jax.jit(
+        prepared.optimizer.init, out_shardings=shardings.opt_state, compiler_options=_quick(mesh)
+    )
 
     def count(number: int) -> jax.Array:  # a buffer of its own each time, as they are donated
-        return jax.jit(lambda: jnp.int32(number), out_shardings=shardings.step)()
+        return jax.make_array_from_callback(
+            (), shardings.step, lambda _: np.array(number, np.int32)
+        )
 
     with jax.set_mesh(mesh):
         if origin.run is not None:
@@ -64,13 +68,7 @@ def first_state(prepared: prepare_lib.Prepared, mesh: jax.sharding.Mesh) -> step
         if origin.huggingface is not None:
             _, params = hf.load(origin.huggingface, targets=abstract.params)
         else:
-            init = functools.partial(transformer.init, config.model)
-            # Random numbers take LLVM longer than anything else at a start. With fewer of its
-            # passes the bits are the same, in a third of the time.
-            on_cpu = mesh.devices.flat[0].platform == "cpu"
-            quick = {"xla_backend_optimization_level": 1} if on_cpu else None
-            made = jax.jit(init, out_shardings=shardings.params, compiler_options=quick)
-            params = made(jax.random.key(config.seed))
+            params = _fresh_params(config, shardings.params, mesh)
         return step_lib.TrainState(
             step=count(0),
             schedule_count=count(0),
@@ -79,6 +77,28 @@ def first_state(prepared: prepare_lib.Prepared, mesh: jax.sharding.Mesh) -> step
             guard=fresh_guard(config.spikes, mesh),
             ema=_fresh_ema(params, shardings.ema),
         )
+
+
+def _fresh_params(
+    config: recipe_lib.Train, shardings: Any, mesh: jax.sharding.Mesh
+) -> transformer.Params:
+    """Random parameters, as `jax.random.key(config.seed)` gives them."""
+
+    def init(seed: jax.Array) -> transformer.Params:  # a key of its own would be another program
+        return transformer.init(config.model, jax.random.key(seed))
+
+    made = jax.jit(init, out_shardings=shardings, compiler_options=_quick(mesh))
+    return made(np.int64(config.seed).astype(np.int32))  # the bits that JAX takes of it
+
+
+def _quick(mesh: jax.sharding.Mesh) -> dict[str, Any] | None:
+    """Options of the compiler for what runs once.
+
+    Random numbers take LLVM longer than anything else at a start. With fewer of its passes the bits
+    are the same, in a third of the time.
+    """
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return {"xla_backend_optimization_level": 1} if on_cpu else None
 
 
 def abstract_state(prepared: prepare_lib.Prepared, mesh: jax.sharding.Mesh) -> step_lib.TrainState:

@@ -2,11 +2,9 @@
 """What a checkpoint of a run holds: arrays, the position in the data, and the facts about both."""
 
 import dataclasses
+import importlib.metadata
 from collections.abc import Callable, Sequence
 from typing import Any
-
-import grain
-import jax
 
 import midjax
 from midjax import checkpoint, lineage
@@ -58,7 +56,7 @@ def save(
         "tokenizer_hash": prepared.opened.tokenizer_hash,
         "mixtures": prepared.mixtures,
         "sources": _drawn(prepared, step),
-        "versions": {"jax": jax.__version__, "grain": grain.__version__},
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "grain")},
     }
     run_dir = prepared.config.run_dir
     recipe = lineage.recipe_of(run_dir)

@@ -57,7 +57,9 @@ def test_activations(name, formula):
 
 
 def declared(has_experts=False, **kwargs):
-    made = layers.Layer(tiny_model.config(**kwargs), "full", has_experts, rngs=nnx.Rngs(params=0))
+    made = layers.Layer(
+        tiny_model.config(**kwargs), "full", has_experts, keys=layers.Keys(jax.random.key(0))
+    )
     return {name: leaf.shape for name, leaf in nnx.to_pure_dict(nnx.split(made)[1]).items()}
 
 
@@ -77,6 +79,13 @@ def test_a_layer_declares_what_its_model_has():
     assert whole["out_bias"] == whole["down_bias"] == (32,) and whole["up_bias"] == (48,)
 
 
+def test_keys_are_those_that_nnx_would_draw_one_by_one():
+    ours, theirs = layers.Keys(jax.random.key(5)), nnx.Rngs(params=jax.random.key(5))
+    for _ in range(12):
+        mine, other = jax.random.key_data(ours()), jax.random.key_data(theirs.params())
+        np.testing.assert_array_equal(mine, other)
+
+
 def test_experts_stand_in_place_of_the_mlp():
     found = declared(True, experts=architecture.Experts(count=3, per_token=2, ffn_dim=5))
     assert "w_gate" not in found and found["router"] == (32, 3)
@@ -86,7 +95,7 @@ def test_experts_stand_in_place_of_the_mlp():
 def test_norms_start_as_the_identity():
     for norm in ("rms", "rms_plus_one", "layer"):
         config = tiny_model.config(norm=norm, qk_norm="head", norm_eps=1e-12)
-        made = layers.Layer(config, "full", False, rngs=nnx.Rngs(params=0))
+        made = layers.Layer(config, "full", False, keys=layers.Keys(jax.random.key(0)))
         x = jnp.asarray(RNG.standard_normal((1, 2, 32)), jnp.float32)
         y = made._norm("attn_norm", x)
         centred = x - x.mean(-1, keepdims=True) if norm == "layer" else x

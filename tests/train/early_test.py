@@ -67,6 +67,9 @@ class Step:
         self.may_go_on = may_go_on
 
     def lower(self, *_):
+        return self
+
+    def compile(self):
         assert self.may_go_on.wait(60)
         raise RuntimeError("the compiler broke")
 

@@ -115,7 +115,8 @@ def _late_json() -> tuple[Any, Any]:
 class Store:
     """The checkpoints of one run directory. Use as a context: leaving waits for the last save.
 
-    The directory is opened at the first need, or by `prepare`.
+    The directory is opened at the first need, or by `prepare`: no update waits for that, and a
+    directory that cannot be reached any more, which `check_place` could, is told of then.
 
     Args:
       run_dir, keep: of the run.
@@ -123,12 +124,12 @@ class Store:
     """
 
     def __init__(self, run_dir: str, keep: Keep, forever: Collection[int] = ()) -> None:
-        self._place, self._keep, self._forever = folder(run_dir), keep, forever
+        self._run_dir, self._place = run_dir, folder(run_dir)
+        self._keep, self._forever = keep, forever
         self._opened: Any = None
 
-    @property
     def _manager(self) -> Any:
-        """Orbax's."""
+        """Orbax's, which is made once."""
         if self._opened is None:
             self._opened = self._open()
         return self._opened
@@ -171,7 +172,9 @@ class Store:
 
     def newest_step(self) -> int | None:
         """The newest checkpoint, also one that is being written."""
-        return self._manager.latest_step()
+        if self._opened is None:  # then none is
+            return max(steps(self._run_dir), default=None)
+        return self._opened.latest_step()
 
     def prepare(self, **items: Any) -> None:
         """Opens the directory, and compiles what `save` will sum over these items.
@@ -181,7 +184,7 @@ class Store:
         Raises:
           StorageError: the directory cannot be reached.
         """
-        assert self._manager is not None
+        self._manager()
         trees.summary(_arrays(**items))
 
     def save(
@@ -211,7 +214,8 @@ class Store:
         Raises:
           StorageError: the save before could not be written.
         """
-        latest = self._manager.latest_step()
+        manager = self._manager()
+        latest = manager.latest_step()
         if latest is not None and step <= latest:
             raise CheckpointError(f"Cannot save step {step}: step {latest} is there already.")
         arrays = _arrays(params=params, opt_state=opt_state, guard=guard, ema=ema)
@@ -225,17 +229,18 @@ class Store:
 
         from orbax.checkpoint import args
 
+        _, late = _late_json()
         asked = args.Composite(
             **{name: args.PyTreeSave(tree) for name, tree in arrays.items()},
             step=args.JsonSave({"step": step}),
             data=args.JsonSave(dict(data)),
-            manifest=_late_json()[1](manifest),
+            manifest=late(manifest),
         )
         with _reaching(self._place):
-            saved = self._manager.save(step, args=asked, force=True)
+            saved = manager.save(step, args=asked, force=True)
         if not saved:  # Orbax refuses in silence
             raise CheckpointError(
-                f"Orbax did not save step {step}; it holds {list(self._manager.all_steps())}."
+                f"Orbax did not save step {step}; it holds {list(manager.all_steps())}."
             )
 
 
@@ -254,11 +259,12 @@ def _handlers() -> dict[str, Any]:
     """Item -> what writes it. Floats hardly shrink, and compressing them took from the steps."""
     import orbax.checkpoint as ocp
 
+    late, _ = _late_json()
     arrays = ("params", "opt_state", "guard", "ema")
     return {name: ocp.PyTreeCheckpointHandler(use_compression=False) for name in arrays} | {
         "step": ocp.JsonCheckpointHandler(),
         "data": ocp.JsonCheckpointHandler(),
-        "manifest": _late_json()[0](),
+        "manifest": late(),
     }
 
 

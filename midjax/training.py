@@ -82,12 +82,14 @@ def _has_config(run_dir: str) -> bool:
 
 
 def train(arguments: list[str]) -> None:
-    # What is made from here to the first update stays: to look for garbage in it, again and again,
-    # would take a tenth of the time.
+    # What is made from here to the start stays: to look for garbage in it, again and again, would
+    # take a tenth of the time.
+    gc.collect()  # of runs before, in this process
     gc.disable()
     try:
         _train(arguments)
     finally:
+        gc.unfreeze()
         gc.enable()
 
 
@@ -131,6 +133,7 @@ def _run_together(root: Any, watch: Any) -> None:
     group.first("writing the recipe", write)
     if group.count() > 1:
         _see_one_folder(root.run_dir)
+    gc.freeze()
     gc.enable()
     loop.go(begun)
 

@@ -79,6 +79,20 @@ def test_arrays_may_be_donated_once_a_save_has_begun(tmp_path):
     assert equal(checkpoint.restore(str(tmp_path), 5, targets("params", "opt_state")), expected)
 
 
+def test_a_store_opens_nothing_before_it_must(tmp_path):
+    with checkpoint.Store(str(tmp_path), KEEP) as store:
+        store.wait()
+        assert store.newest_step() is None
+        assert not pathlib.Path(checkpoint.folder(str(tmp_path))).exists()
+        store.prepare(**arrays(1))
+        assert pathlib.Path(checkpoint.folder(str(tmp_path))).exists()
+    save(tmp_path, 1, 3)
+    with checkpoint.Store(str(tmp_path), KEEP) as store:
+        assert store.newest_step() == 3
+        with pytest.raises(checkpoint.CheckpointError, match="step 3 is there already"):
+            store.save(2, **arrays(2), data={}, facts={})
+
+
 def test_a_save_whose_sums_fail_leaves_no_checkpoint(tmp_path, monkeypatch):
     """The manifest is written in the background, after `save` has returned."""
 

@@ -245,6 +245,15 @@ def test_loading_a_recipe_needs_no_accelerator_library():
     assert "gin" in loaded and not {"jax", "tensorflow", "torch"} & set(loaded)
 
 
+def test_what_trains_loads_what_it_need_not_wait_for_later():
+    """Orbax, Grain, PyArrow and Pallas take half a second, in which a step may be compiled."""
+    code = "import sys, midjax.train.loop; print(*sys.modules)"
+    loaded = set(run(code).split())
+    assert {"midjax.checkpoint", "midjax.batches.ahead", "midjax.model.attention"} <= loaded
+    assert not {"orbax.checkpoint", "grain", "pyarrow", "midjax.model.splash"} & loaded
+    assert not [name for name in loaded if name.startswith("jax.experimental.pallas.ops")]
+
+
 def test_readers_of_corpora_need_neither_jax_nor_tensorflow():
     loaded = run("import sys; from midjax.corpora import sources; print(*sys.modules)").split()
     assert "midjax.corpora.parquet" in loaded

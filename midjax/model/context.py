@@ -29,6 +29,15 @@ def shards(mesh_shape: Mapping[str, int]) -> int:
     return mesh_shape.get(AXIS, 1)
 
 
+def split_here() -> int:
+    """Into how many parts the mesh in force splits the length of the arrays that are traced.
+
+    One inside of `jax.shard_map`, where arrays are a device's own.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.manual_axes else shards(mesh.shape)
+
+
 @functools.cache
 def order(tokens: int, shards: int) -> np.ndarray:
     """Place in the natural row of each place in the placed row: placed = row[order]. int32 [T].

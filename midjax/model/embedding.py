@@ -21,7 +21,7 @@ _MOST_TOKENS, _LEAST_TOKENS = 4096, 1024
 def rows(table_VD: Float[Array, "V D"], tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     """table_VD[tokens_BT], where the mesh splits the table along D, and the tokens not at all.
 
-    Or where both are a device's own. The gradient is summed in float32, in whatever dtype it is.
+    Or where both are a device's own. The table's gradient has its dtype, and is summed in float32.
     """
     return jnp.take(table_VD, tokens_BT, axis=0)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers and the head on each device's own rows, with what FSDP has to send written out.
+"""Lookup, layers and head on each device's own tokens, with what FSDP has to send written out.
 
     weights in parts --cast--> --all_gather--> whole --function, this device's tokens--> its tokens
     their gradients  <--reduce-scatter, as the torus has it (`torus`)-- partial sums
@@ -52,7 +52,7 @@ def on_rows(
       function: calls `whole` on its weights, where its remat policy can gather them again. What it
         returns has B and T in front.
       axes: logical axes of the weights.
-      x_BTD: the stream.
+      x_BTD: the stream, or tokens [B, T].
       weights: by name.
       shared: arrays with B and T in front, in a tree.
     """

@@ -107,7 +107,7 @@ def by_token(
       x_BTX, weights_XY: the factors.
       product: [.., X] times [X, Y], for any axes in front.
     """
-    if context_lib.shards(jax.sharding.get_abstract_mesh().shape) > 1:
+    if context_lib.split_here() > 1:
         return product(x_BTX, weights_XY)
     flat = product(x_BTX.reshape(-1, x_BTX.shape[2]), weights_XY)
     return flat.reshape(*x_BTX.shape[:2], -1)
@@ -155,7 +155,8 @@ def within_rows(
 class Keys:
     """Keys of a module's matrices, one after the other: those that `nnx.Rngs(params=key)` gives.
 
-    They are made all at once: one by one they take the compiler as long as the numbers drawn.
+    (By JAX's default, `jax_threefry_partitionable`.) They are made all at once: one by one they
+    take the compiler as long as the numbers drawn.
     """
 
     def __init__(self, key: PRNGKeyArray) -> None:

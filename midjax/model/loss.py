@@ -207,8 +207,9 @@ def _in_chunks(
     Returns:
       The last carry; what was found of each chunk, side by side: arrays [B, T, ...].
     """
-    (rows, length), (of_mesh, shards) = pieces[0].shape[:2], _shards()
-    chunk = max(config.loss_chunk_tokens // of_mesh, 1)
+    (rows, length), shards = pieces[0].shape[:2], context.split_here()
+    of_mesh = context.shards(jax.sharding.get_abstract_mesh().shape)
+    chunk = max(config.loss_chunk_tokens // of_mesh, 1)  # of each part of a row
     if length // shards <= chunk:
         return function(carry, pieces)
     whole, rest = divmod(length // shards, chunk)
@@ -229,10 +230,3 @@ def _in_chunks(
         ends = [unchunks(x[None], rest) for x in last]
         found = tuple(jnp.concatenate(pair, axis=2) for pair in zip(found, ends, strict=True))
     return carry, tuple(x.reshape(rows, length, *x.shape[3:]) for x in found)
-
-
-def _shards() -> tuple[int, int]:
-    """Into how many parts the mesh in force splits T; and how many of them an array holds here."""
-    mesh = jax.sharding.get_abstract_mesh()
-    count = 1 if mesh.empty else context.shards(mesh.shape)
-    return count, 1 if mesh.manual_axes else count

@@ -240,7 +240,8 @@ def _looked_up(
     """The table's rows of the tokens, in the compute dtype.
 
     Rows of the batch and the table's width are split over one mesh axis, and the two can't be in
-    one array: one of them has to travel, and its gradient back.
+    one array: one of them has to travel, and its gradient back. A table that travels does so as the
+    layers' weights do, in the compute dtype, and so does its gradient.
     """
     dtype, axes = config.compute_dtype, {"embed": ("vocab", "embed")}
     if sharding.only_splits(("batch", "embed"), "fsdp"):

@@ -21,8 +21,8 @@ class Search:
         each device a row.
       remat: policies of the backward pass.
       state_sharding, state_memory: of the optimizer's state.
-      fsdp_sums: how gradients are summed, where only `data` and `fsdp` split anything. The search
-        has the first of them, and then the fastest setting with each of the others.
+      fsdp_sums: how gradients are summed, where only `data`, `fsdp` and `context` split anything.
+        The search has the first of them, and then the fastest setting with each of the others.
       most_compiles: programs compiled per stage and slice, whole, in the order of a rough model
         that is never reported; the fastest with other `fsdp_sums` comes on top.
       exhaustive: compiles the whole grid, but for what cannot fit: for those who want to know what

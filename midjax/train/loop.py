@@ -101,7 +101,7 @@ def begin(config: recipe_lib.Train, watch: goodput.Stopwatch | None = None) -> B
         except checkpoint.DamagedError as error:
             if error.run_dir != config.run_dir:
                 raise  # another run's: the user chooses an earlier step
-            damaged = error
+            damaged = error.with_traceback(None)  # whose frames hold arrays
         group.first("setting aside", start_lib.set_aside_damaged, damaged)
 
 

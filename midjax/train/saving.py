@@ -2,9 +2,10 @@
 """What a checkpoint of a run holds: arrays, the position in the data, and the facts about both."""
 
 import dataclasses
-import importlib.metadata
 from collections.abc import Callable, Sequence
 from typing import Any
+
+import jax
 
 import midjax
 from midjax import checkpoint, lineage
@@ -37,6 +38,8 @@ def save(
         "skipped_in_a_row": list(skipped_in_a_row),
         "left_out_steps": rollback.left_out(prepared.config.run_dir, up_to=step),
     }
+    import grain  # which is there by now; at the top it would keep a run from starting
+
     facts = {
         "step": step,
         "tokens": prepared.timeline.tokens(step),
@@ -56,7 +59,7 @@ def save(
         "tokenizer_hash": prepared.opened.tokenizer_hash,
         "mixtures": prepared.mixtures,
         "sources": _drawn(prepared, step),
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "grain")},
+        "versions": {"jax": jax.__version__, "grain": grain.__version__},
     }
     run_dir = prepared.config.run_dir
     recipe = lineage.recipe_of(run_dir)

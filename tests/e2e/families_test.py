@@ -4,6 +4,7 @@
 What needs four devices runs in one process that poses as having them: this file as a script.
 """
 
+import dataclasses
 import pathlib
 import sys
 
@@ -55,7 +56,10 @@ MESHES = {
     "context x tensor": {"context": 2, "tensor": 2},
     "expert x context": {"expert": 2, "context": 2},
     "expert x tensor": {"expert": 2, "tensor": 2},
+    "fsdp x context": {"fsdp": 2, "context": 2},
 }
+# Where layers are computed by each device on its own tokens (`model.fsdp`), if they have a policy.
+BY_HAND = "fsdp x context"
 # The axis `expert` splits nothing else: without experts it is one more of fsdp. Experts without it
 # are in mesh_test.py and tests/model/moe_test.py.
 MIXTURES = ("mixtral", "olmoe", "phimoe", "qwen3_moe")
@@ -64,6 +68,7 @@ RUNS = [
     for kind in sorted(SETTINGS)
     for mesh in MESHES
     if (kind in MIXTURES) == ("expert" in mesh)
+    or (kind, mesh) == ("qwen3_moe", BY_HAND)  # whose first layer has no experts
 ]
 
 
@@ -77,6 +82,8 @@ def logits_on(folder: str, sizes: dict[str, int]) -> np.ndarray:
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
     )
     config, params = hf.load(folder, targets=targets)
+    if sizes == MESHES[BY_HAND]:
+        config = dataclasses.replace(config, remat="full")
     for leaf, target in zip(jax.tree.leaves(params), jax.tree.leaves(targets), strict=True):
         assert leaf.sharding.is_equivalent_to(target.sharding, leaf.ndim)
     row = parity.packed(parity.documents(config.vocab_size), 96)

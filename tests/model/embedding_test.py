@@ -25,6 +25,15 @@ def test_rows_and_their_gradient_are_numpys(shape):
     np.testing.assert_allclose(of_table, want, rtol=1e-4, atol=1e-4)
 
 
+def test_a_gradient_in_bfloat16_is_summed_in_float32():
+    """A sum in bfloat16 would stay at 256, where 1 more is rounded away."""
+    table, tokens = jnp.zeros((3, 2), jnp.bfloat16), jnp.ones((2, 4096), int)
+    found, pullback = jax.vjp(lambda table: embedding.rows(table, tokens), table)
+    (of_table,) = pullback(jnp.ones_like(found))
+    assert of_table.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(of_table.astype(jnp.float32), [[0, 0], [8192, 8192], [0, 0]])
+
+
 def test_a_long_batch_is_summed_in_chunks():
     def total(table, tokens):
         return embedding.rows(table, tokens).sum()

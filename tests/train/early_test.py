@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The step is compiled once, beside the first state, and its errors are not lost."""
 
+import pathlib
 import threading
 
 import jax
@@ -90,6 +91,20 @@ def test_what_the_compiler_says_is_heard_where_the_step_is_needed(tmp_path, brok
         begun.early.wait()
     with pytest.raises(RuntimeError, match="the compiler broke"):
         loop.go(begun)
+
+
+def test_a_step_that_cannot_be_traced_leaves_no_run_behind(tmp_path, broken, monkeypatch):
+    tiny.write_tokens(tmp_path / "tokens")
+
+    def fails(*given):
+        raise ValueError("no such product")
+
+    monkeypatch.setattr(Step, "lower", fails)
+    recipe = tiny.train(tmp_path)
+    with pytest.raises(ValueError, match="no such product"):
+        loop.begin(recipe)
+    assert not pathlib.Path(recipe.run_dir).exists()
+    assert not [thread for thread in threading.enumerate() if thread.name == "compiling"]
 
 
 def test_a_mistake_is_told_before_the_step_is_compiled(tmp_path, broken, monkeypatch):

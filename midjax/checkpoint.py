@@ -130,11 +130,8 @@ class Store:
 
     def _manager(self) -> Any:
         """Orbax's, which is made once."""
-        if self._opened is None:
-            self._opened = self._open()
-        return self._opened
-
-    def _open(self) -> Any:
+        if self._opened is not None:
+            return self._opened
         import orbax.checkpoint as ocp
         from orbax.checkpoint import checkpoint_managers
 
@@ -149,7 +146,10 @@ class Store:
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies)
         )
         with _reaching(self._place):
-            return ocp.CheckpointManager(self._place, item_handlers=_handlers(), options=options)
+            self._opened = ocp.CheckpointManager(
+                self._place, item_handlers=_handlers(), options=options
+            )
+        return self._opened
 
     def __enter__(self) -> "Store":
         return self

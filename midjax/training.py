@@ -82,8 +82,8 @@ def _has_config(run_dir: str) -> bool:
 
 
 def train(arguments: list[str]) -> None:
-    # What is made from here to the start stays: to look for garbage in it, again and again, would
-    # take a tenth of the time.
+    # What is made until the run goes stays: to look for garbage in it, again and again, would take
+    # a tenth of the start.
     gc.collect()  # of runs before, in this process
     gc.disable()
     try:
@@ -133,7 +133,7 @@ def _run_together(root: Any, watch: Any) -> None:
     group.first("writing the recipe", write)
     if group.count() > 1:
         _see_one_folder(root.run_dir)
-    gc.freeze()
+    gc.freeze()  # or the first look for garbage would go through all of it
     gc.enable()
     loop.go(begun)
 

@@ -72,10 +72,8 @@ def attend(
     made = Options(scale=scale, window_tokens=window_tokens, softcap=softcap)
     kernel = chosen(kernel)
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return _of_shard(kernel, made, 1, q_BTNH, k_BTKH, v_BTKH, segments_BT)
-    if mesh.manual_axes:
-        shards = context.shards(mesh.shape)
+    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
+        shards = context.shards(mesh.shape)  # 1 but inside of `jax.shard_map`
         return _of_shard(kernel, made, shards, q_BTNH, k_BTKH, v_BTKH, segments_BT)
     return _on_mesh(kernel, made, mesh, q_BTNH, k_BTKH, v_BTKH, segments_BT)
 

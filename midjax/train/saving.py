@@ -38,7 +38,7 @@ def save(
         "skipped_in_a_row": list(skipped_in_a_row),
         "left_out_steps": rollback.left_out(prepared.config.run_dir, up_to=step),
     }
-    import grain  # which is there by now; at the top it would keep a run from starting
+    import grain  # here: it is there by now, and at the top a run's start would wait for it
 
     facts = {
         "step": step,

@@ -152,7 +152,6 @@ def go(begun: Begun) -> dict[str, Any]:
             except skips.StreakError as error:
                 streak = error.with_traceback(None)  # whose frames hold arrays
             group.first("going back", rollback.answer, begun.prepared, streak)
-            begun.early.steps.clear()  # programs, beside which there may be no room for others
             begun = begin(begun.recipe, begun.watch)
 
 
@@ -220,6 +219,9 @@ def _train(
     finally:
         account.skipped_updates = recorder.watch.count
         watch.enter("other")
+        # What a run that goes back compiles may not have room beside these programs; and to free
+        # them takes a while that counts too.
+        begun.early.steps.clear()
     return recorder.last
 
 

@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 SUPPORTED := 3.11 3.12 3.13
-# For bench-train and bench-tpu alone: MaxText wants 3.12.
+# For bench-train, bench-tpu and plan-published alone: MaxText, and the newest JAX, want 3.12.
 MAXTEXT_PYTHON ?= python3.12
 
 # Tests and the demo run on the CPU unless told otherwise.
@@ -92,8 +92,8 @@ plan-memory: $(STAMPS)/tpu
 plan-search: $(STAMPS)/tpu
 	$(BIN)/python tests/bench/plan_search.py
 
-plan-published: $(STAMPS)/tpu
-	$(BIN)/python tests/bench/plan_published.py
+plan-published: $(STAMPS)/newest
+	$(PEERS)/midjax/bin/python tests/bench/plan_published.py
 
 bench-train: $(STAMPS)/test $(STAMPS)/levanter $(STAMPS)/maxtext
 	$(BIN)/python tests/bench/train_speed.py

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How far `midjax plan` is from the utilisation that others have published for known runs.
 
-    make plan-published            (2 cores, 6 GB: an hour; a minute once the steps are kept)
+    make plan-published            (Python 3.12, 2 cores, 6 GB: an hour; a minute with kept steps)
     python tests/bench/plan_published.py --only llama2-70b-v5p
 
 The runs are MaxText's, with MaxText's programs. Here the same work (model, rows, slice, what is

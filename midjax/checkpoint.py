@@ -18,7 +18,6 @@ Orbax is imported where it is used: it takes a third of a second, for which no f
 
 import contextlib
 import dataclasses
-import functools
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
@@ -78,38 +77,6 @@ class Keep:
     def __post_init__(self) -> None:
         if self.every_steps < 1 or self.last < 1 or (self.forever_every_steps or 1) < 1:
             raise ValueError(f"Keep: every number must be 1 or more, got {self}.")
-
-
-@functools.cache
-def _late_json() -> tuple[Any, Any]:
-    """For JSON that is made in the background: Orbax's handler of it, and what a save is given."""
-    import orbax.checkpoint as ocp
-
-    class Handler(ocp.AsyncCheckpointHandler):
-        """Writes it before Orbax calls the checkpoint finished."""
-
-        async def async_save(self, directory: Any, args: "Save") -> list[ocp.future.Future]:
-            async def write() -> None:  # in a thread of its own
-                made = args.make()
-                if group.is_first():
-                    (directory / "metadata").write_text(json.dumps(made))
-
-            return [ocp.future.CommitFutureAwaitingContractedSignals(write(), name="late_json")]
-
-        def save(self, directory: Any, args: "Save") -> None:
-            raise NotImplementedError("saved asynchronously only")
-
-        def restore(self, directory: Any, args: Any = None) -> Any:
-            raise NotImplementedError("read by read_facts")
-
-    @ocp.args.register_with_handler(Handler, for_save=True, for_restore=True)
-    @dataclasses.dataclass
-    class Save(ocp.args.CheckpointArgs):
-        """What `make` gives, which may wait for the devices."""
-
-        make: Callable[[], dict[str, Any]]
-
-    return Handler, Save
 
 
 class Store:
@@ -229,12 +196,13 @@ class Store:
 
         from orbax.checkpoint import args
 
-        _, late = _late_json()
+        from midjax import late_json
+
         asked = args.Composite(
             **{name: args.PyTreeSave(tree) for name, tree in arrays.items()},
             step=args.JsonSave({"step": step}),
             data=args.JsonSave(dict(data)),
-            manifest=late(manifest),
+            manifest=late_json.Save(manifest),
         )
         with _reaching(self._place):
             saved = manager.save(step, args=asked, force=True)
@@ -259,12 +227,13 @@ def _handlers() -> dict[str, Any]:
     """Item -> what writes it. Floats hardly shrink, and compressing them took from the steps."""
     import orbax.checkpoint as ocp
 
-    late, _ = _late_json()
+    from midjax import late_json
+
     arrays = ("params", "opt_state", "guard", "ema")
     return {name: ocp.PyTreeCheckpointHandler(use_compression=False) for name in arrays} | {
         "step": ocp.JsonCheckpointHandler(),
         "data": ocp.JsonCheckpointHandler(),
-        "manifest": late(),
+        "manifest": late_json.Handler(),
     }
 
 

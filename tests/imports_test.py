@@ -40,7 +40,8 @@ TABLE: dict[str, set[str]] = {
     "trees": set(),
     "compilation": set(),
     "distributed": {"log"},
-    "checkpoint": BASE | {"storage", "trees", "distributed"},
+    "checkpoint": BASE | {"storage", "trees", "distributed", "late_json"},
+    "late_json": {"distributed"},
     "foreign_item": BASE | {"trees", "checkpoint"},
     "lineage": BASE | {"checkpoint"},
     "average": BASE | {"model", "trees", "checkpoint", "foreign_item", "lineage"},
@@ -79,7 +80,7 @@ TABLE: dict[str, set[str]] = {
 # A dependency -> the packages and modules that may import it.
 ONE_OWNER = {
     "gin": {"config"},
-    "orbax": {"checkpoint", "foreign_item"},
+    "orbax": {"checkpoint", "foreign_item", "late_json"},
     "flax": {"model"},
     "qwix": {"model.quantized"},
     "transformers": {"export_check"},

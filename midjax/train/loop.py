@@ -51,6 +51,17 @@ class Begun:
     early: early_lib.Early
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Services:
+    """What the loop is stopped by and writes to."""
+
+    stop: preemption.Stop
+    account: sessions.Account
+    journal: log.Journal
+    recorder: metrics_lib.Recorder
+    store: checkpoint.Store
+
+
 def run(config: recipe_lib.Train) -> dict[str, Any]:
     """`go(begin(config))`."""
     return go(begin(config))
@@ -214,7 +225,12 @@ def _train(
             announce.unseen_tokens(begun.prepared, begun.state, journal)
             watch.enter("step")
             journal.event("goodput", **account.fields())
-            _loop(begun, stop, account, journal, recorder, store)
+            _loop(
+                begun,
+                _Services(
+                    stop=stop, account=account, journal=journal, recorder=recorder, store=store
+                ),
+            )
             watch.enter("checkpoint")  # waits for what is still being written
     finally:
         account.skipped_updates = recorder.watch.count
@@ -286,51 +302,69 @@ def _whole(
     return prepared.loader.places(*prepared.rows_of(step))
 
 
-def _evaluated(
-    begun: Begun,
-    step: int,
-    params: Any,
-    journal: log.Journal,
-    recorder: metrics_lib.Recorder,
-    stop: preemption.Stop,
-) -> bool:
+def _evaluated(begun: Begun, services: _Services, step: int, params: Any) -> bool:
     """Whether the run is to end: a gate failed, or SIGTERM came."""
-    recorder.flush()  # the time of the update is not the evaluation's
+    services.recorder.flush()  # the time of the update is not the evaluation's
     with begun.watch.measure("eval"):
         try:
-            return begun.evaluator.after(step, params, journal, stop.interrupt)
+            return begun.evaluator.after(step, params, services.journal, services.stop.interrupt)
         except preemption.CutShortError:
             return True
 
 
-def _save(
-    begun: Begun,
-    step: int,
-    state: Any,
-    account: sessions.Account,
-    journal: log.Journal,
-    recorder: metrics_lib.Recorder,
-    store: checkpoint.Store,
-) -> None:
+def _save(begun: Begun, services: _Services, step: int, state: step_lib.TrainState) -> None:
+    journal, skips_seen = services.journal, services.recorder.watch
     with begun.watch.measure("checkpoint"):
-        skipped = recorder.watch.steps
-        saving.save(begun.prepared, store, step, state, skipped, journal.settle)
-    account.skipped_updates = recorder.watch.count
+        saving.save(begun.prepared, services.store, step, state, skips_seen.steps, journal.settle)
+    services.account.skipped_updates = skips_seen.count
     begun.watch.saved(step)
     journal.event("checkpoint", step=step)
-    journal.event("goodput", **account.fields())
+    journal.event("goodput", **services.account.fields())
 
 
-def _loop(
+def _after_update(
     begun: Begun,
-    stop: preemption.Stop,
-    account: sessions.Account,
-    journal: log.Journal,
-    recorder: metrics_lib.Recorder,
-    store: checkpoint.Store,
-) -> None:
+    services: _Services,
+    step: int,
+    state: step_lib.TrainState,
+    *,
+    due: bool,
+    is_over: bool,
+) -> bool:
+    """Saves and evaluates, where it is time; whether a checkpoint is `due` still."""
+    evaluator, recorder = begun.evaluator, services.recorder
+    is_last, saved = step == begun.prepared.total_steps, False
+    if due or is_over:
+        recorder.flush()  # a checkpoint never has less behind it than its metrics say
+        # Among skipped updates it would push out the good ones: later.
+        if not recorder.watch.steps or is_last:
+            _save(begun, services, step, state)
+            due, saved = False, True
+    # After what is saved: an evaluation takes its time, and may fail. A process that is to
+    # end has none: the one that goes on makes up for it.
+    if evaluator.is_due(step) and (is_last or not is_over):
+        ends = _evaluated(begun, services, step, state.params)
+        # Cut short among skipped updates: the last good checkpoint stays, as above.
+        among_skips = services.stop.has_interrupted and bool(recorder.watch.steps)
+        if ends and not saved and not among_skips:
+            _save(begun, services, step, state)
+        evaluator.end_if_failed(step, services.journal, services.store.wait)
+        if services.stop.has_interrupted:
+            raise _ended(begun, services, step)
+    return due
+
+
+def _ended(begun: Begun, services: _Services, step: int) -> preemption.PreemptedError:
+    """To be raised: SIGTERM came, and after `step` the run is as it shall be found."""
+    services.store.wait()
+    newest = services.store.newest_step()
+    return preemption.end(begun.prepared.config.run_dir, services.journal, step, newest)
+
+
+def _loop(begun: Begun, services: _Services) -> None:
     """The loop itself. Metrics of update n are read after update n + 1 was dispatched."""
     prepared, state, watch = begun.prepared, begun.state, begun.watch
+    stop, recorder, store = services.stop, services.recorder, services.store
     config, timeline = prepared.config, prepared.timeline
     jitted, leave_out = begun.early.steps, _leave_out(begun)
     left_out = set(rollback.left_out(config.run_dir))
@@ -341,14 +375,13 @@ def _loop(
     )
     evaluator, compiled = begun.evaluator, set[int]()
     with watch.measure("eval"), contextlib.suppress(preemption.CutShortError):  # seen below
-        evaluator.begin(state.params, journal, stop.interrupt)
-    evaluator.end_if_failed(prepared.first_step, journal, store.wait)
+        evaluator.begin(state.params, services.journal, stop.interrupt)
+    evaluator.end_if_failed(prepared.first_step, services.journal, store.wait)
     due, is_over = False, stop.reached(prepared.first_step)
     with contextlib.closing(batches), progress:
         for step in range(prepared.first_step + 1, last + 1):
             if is_over:
-                store.wait()
-                raise preemption.end(config.run_dir, journal, step - 1, store.newest_step())
+                raise _ended(begun, services, step - 1)
             with watch.measure("data_wait") as wait:
                 batch, _ = next(batches)
                 if recorder.device_is_busy():
@@ -367,29 +400,11 @@ def _loop(
                     state, metrics = jitted[rows](state, readers.place(arranged, place, share))
                 compiled.add(rows)
                 recorder.put(step, metrics, _whole(prepared, step, batch))
-            account.step = step
+            services.account.step = step
             progress.advance(rows * timeline.row_tokens, recorder.note)
             if step == prepared.first_step + 2:  # while the devices are busy
                 with watch.measure("compile"):
                     store.prepare(**saving.items(state))
             due |= step % config.checkpoint.every_steps == 0 or step in prepared.phase_ends
             is_over = stop.reached(step) or step == last
-            saved = False
-            if due or is_over:
-                recorder.flush()  # a checkpoint never has less behind it than its metrics say
-                # Among skipped updates it would push out the good ones: later.
-                if not recorder.watch.steps or step == last:
-                    _save(begun, step, state, account, journal, recorder, store)
-                    due, saved = False, True
-            # After what is saved: an evaluation takes its time, and may fail. A process that is to
-            # end has none: the one that goes on makes up for it.
-            if evaluator.is_due(step) and (step == last or not is_over):
-                ends = _evaluated(begun, step, state.params, journal, recorder, stop)
-                # Cut short among skipped updates: the last good checkpoint stays, as above.
-                among_skips = stop.has_interrupted and bool(recorder.watch.steps)
-                if ends and not saved and not among_skips:
-                    _save(begun, step, state, account, journal, recorder, store)
-                evaluator.end_if_failed(step, journal, store.wait)
-                if stop.has_interrupted:
-                    store.wait()
-                    raise preemption.end(config.run_dir, journal, step, store.newest_step())
+            due = _after_update(begun, services, step, state, due=due, is_over=is_over)

@@ -41,8 +41,8 @@ def run(arguments: list[str]) -> None:
         )
     )
     log.say(
-        f"written to {where} and {page}; {planned.compilations} steps were compiled, the rest was "
-        "kept"
+        f"written to {where} and {page}; asked of the compiler: {planned.compilations}, the rest "
+        "was kept"
     )
     if refusals := planned.refusals:
         raise ValueError("not planned:\n  " + "\n  ".join(refusals))

@@ -112,3 +112,13 @@ CHIPS: dict[str, Chip] = {
         ),
     )
 }
+# `jax.Device.device_kind` -> name. From v4 on a chip is one device.
+OF_KIND = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+}

@@ -198,14 +198,25 @@ def parse(text: str) -> dict[str, str]:
     Raises:
       FlagError: something else than a flag of the compiler or of libtpu; a flag given twice.
     """
-    found: dict[str, str] = {}
-    for token in text.split():
+    tokens = text.split()
+    for token in tokens:
         if not token.startswith(_PREFIXES):
             raise FlagError(
                 f"{token!r} is no flag of the TPU's compiler: those begin with "
                 f"{' or '.join(_PREFIXES)}. Environment variables and JAX's own options are set "
                 "elsewhere; libtpu would fail, or ignore it in silence."
             )
+    return once(tokens)
+
+
+def once(tokens: Iterable[str]) -> dict[str, str]:
+    """--NAME=VALUE each -> values by name, without dashes.
+
+    Raises:
+      FlagError: a flag is given twice.
+    """
+    found: dict[str, str] = {}
+    for token in tokens:
         name, has_value, value = token.removeprefix("--").partition("=")
         value = value if has_value else "true"
         if name in found:

@@ -7,7 +7,8 @@ libtpu 0.0.52 has two sentences for HBM, and several for VMEM:
     available HBM (15.75G) ...
     ... Ran out of memory in memory space hbm. Used 17.31G of 15.75G hbm. Exceeded hbm capacity by
     1.56G. ...
-    ... Scoped allocation with size 33.51M and limit 16.00M exceeded scoped vmem limit by 17.51M ...
+    ... while allocating on stack for %NAME = <the whole instruction>. Scoped allocation with size
+    33.51M and limit 16.00M exceeded scoped vmem limit by 17.51M ...
 """
 
 import re
@@ -20,6 +21,7 @@ _REQUIRED = re.compile(
     rf"memory required for HLO temporaries \({_AMOUNT}\) exceeds available HBM \({_AMOUNT}\)"
 )
 _SCOPED = re.compile(rf"size {_AMOUNT} and limit {_AMOUNT} exceeded scoped vmem limit")
+_STACK = re.compile(r"while allocating on stack for (%[\w.-]*\w)")
 _MEMORY = re.compile(r"RESOURCE_EXHAUSTED|Ran out of memory|exceeded scoped vmem", re.IGNORECASE)
 
 
@@ -37,10 +39,22 @@ def read(message: str) -> dict[str, Any] | None:
         kind, numbers = "hbm", found.groups()
     elif found := _SCOPED.search(message):
         kind, numbers = "vmem", found.groups()
+        said = _of_scoped(message, *numbers)
     else:
         return {"kind": "vmem" if "vmem" in message.lower() else "hbm", "said": said}
     needs, has = _bytes(*numbers[:2]), _bytes(*numbers[2:])
     return {"kind": kind, "needs_bytes": needs, "has_bytes": has, "said": said}
+
+
+def _of_scoped(message: str, size: str, unit: str, limit: str, limit_unit: str) -> str:
+    """One line for a sentence whose instruction may take up a page."""
+    found = _STACK.search(message)
+    name = found[1] if found else "an instruction"
+    return (
+        f"{name} wants {size}{unit} of VMEM, and {limit}{limit_unit} is the most: a higher "
+        "--xla_tpu_scoped_vmem_limit_kib allows more (Plan.compiler_flags, and "
+        "Launch.compiler_flags of the run)"
+    )
 
 
 def _bytes(number: str, unit: str) -> int:

@@ -3,13 +3,15 @@
 
 import dataclasses
 
+import jax
+
 from midjax import lineage, log, units
 from midjax.mixture import plan as plan_lib
 from midjax.model import transformer
+from midjax.train import compiler_flags, unseen
 from midjax.train import prepare as prepare_lib
 from midjax.train import start as start_lib
 from midjax.train import step as step_lib
-from midjax.train import unseen
 
 
 def start(prepared: prepare_lib.Prepared, journal: log.Journal) -> None:
@@ -28,6 +30,7 @@ def start(prepared: prepare_lib.Prepared, journal: log.Journal) -> None:
     for sentence in prepared.taken.told():
         log.say(f"  {sentence}")
     _ancestors(origin, journal)
+    _compiler_flags(prepared, journal)
     for sentence in config.data.mixture.unnormalised():
         log.say(f"  {sentence}")
         journal.event("weights_normalised", what=sentence)
@@ -77,6 +80,14 @@ def _ancestors(origin: start_lib.Origin, journal: log.Journal) -> None:
             what = f"{stage['run']}, step {stage['step']}"
             log.say(f"warning: {what}, is not the checkpoint that this run comes from any more")
             journal.event("ancestor_changed", what=what, hash=stage["hash"])
+
+
+def _compiler_flags(prepared: prepare_lib.Prepared, journal: log.Journal) -> None:
+    dense = prepared.config.model.experts is None
+    sentence = compiler_flags.lacking(jax.devices()[0].device_kind, dense=dense)
+    if sentence is not None:
+        log.say(f"warning: {sentence}")
+        journal.event("compiler_flags_missing", what=sentence)
 
 
 def _mixture(prepared: prepare_lib.Prepared, journal: log.Journal) -> None:

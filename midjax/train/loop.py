@@ -18,6 +18,7 @@ from midjax.trackers import sink
 from midjax.trackers import tools as trackers_lib
 from midjax.train import (
     announce,
+    compiler_flags,
     evaluate,
     goodput,
     preemption,
@@ -125,6 +126,7 @@ def _prepared(
     prepared = prepare_lib.prepare(config)
     rollback.check_rows(prepared)
     mesh = sharding.make(config.mesh)
+    compiler_flags.check(mesh.devices.flat[0].device_kind)
     program.check(config, mesh, set(prepared.timeline.sizes().values()))
     return prepared, mesh, evaluate.Evaluator(prepared, mesh)
 

@@ -22,3 +22,17 @@ def test_documents_that_are_in_no_row_are_said(tmp_path, capsys):
     event = json.loads((tmp_path / "run" / "events.jsonl").read_text())
     assert event["event"] == "start"
     assert event["packing"]["code"]["dropped"] == {"fewer than 2 tokens": 2}
+
+
+def test_lacking_flags_of_the_compiler_are_said(tmp_path, capsys, monkeypatch):
+    tiny.write_tokens(tmp_path / "tokens")
+    asked = []
+    monkeypatch.setattr(
+        announce.compiler_flags, "lacking", lambda kind, dense: asked.append((kind, dense)) or "why"
+    )
+    prepared = prepare.prepare(tiny.train(tmp_path, steps=1, schedule=tiny.wsd(warmup_steps=0)))
+    announce.start(prepared, log.Journal(str(tmp_path / "run"), step=0, is_writer=True))
+    assert asked == [("cpu", True)]
+    assert "warning: why\n" in capsys.readouterr().out
+    first, *_ = map(json.loads, (tmp_path / "run" / "events.jsonl").read_text().splitlines())
+    assert (first["event"], first["what"]) == ("compiler_flags_missing", "why")

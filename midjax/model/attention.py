@@ -193,6 +193,7 @@ def _of_shard(
         itemsize=q_BTNH.dtype.itemsize,
         window_tokens=options.window_tokens,
         softcap=options.softcap,
+        device_kind=sharding.device_kind(),
         name=NAME,
         interpret=kernel == "splash_interpret",
     )

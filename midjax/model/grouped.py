@@ -10,6 +10,8 @@ from typing import Any, Literal
 import jax
 from jaxtyping import Array, Float, Int
 
+from midjax.model import sharding
+
 Kernel = Literal["ragged_dot", "megablox", "megablox_interpret"]
 
 # What the compilers for v5e, v5p and v6e take with their default limit on scoped VMEM, with some
@@ -119,7 +121,4 @@ def matmul(
 
 def kernel() -> Kernel:
     """The fastest one for what the mesh in force consists of, JAX's default without a mesh."""
-    # What is computed on, or compiled for: a machine without a TPU compiles for one too.
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    platform = jax.default_backend() if device is None else device.platform
-    return "megablox" if platform == "tpu" else "ragged_dot"
+    return "megablox" if sharding.platform() == "tpu" else "ragged_dot"

@@ -158,6 +158,12 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
+def device_kind() -> str:
+    """Of what is computed on, or compiled for, as `jax.Device.device_kind` says it."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.devices()[0].device_kind if device is None else device.device_kind
+
+
 def no_mesh() -> Any:
     """A context for work on single devices: under `jax.set_mesh` JAX refuses it."""
     return jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ()))

@@ -24,9 +24,12 @@ from midjax.model import context, partial_sums, window
 # Blocks are multiples of the width of a TPU's vector registers.
 LANES = 128
 # (bytes of a head's row up to, tokens per block): the largest blocks whose forward and backward
-# kernels, with segments, window and soft cap, the compilers for v5e, v5p and v6e take under their
-# default limit on scoped VMEM. Rows fill whole registers: a head of 64 counts as one of 128.
-LONGEST_BLOCK = ((256, 1024), (512, 512), (1024, 256))
+# kernels, with segments, window and soft cap, the compiler takes. Rows fill whole registers: a head
+# of 64 counts as one of 128. v5e, v5p and v6e have 64 MiB of VMEM or more, of which the flags in
+# hardware/flags.py let a kernel have enough; v4 has 16 MiB for everything.
+_LONGEST_BLOCK = ((256, 1024), (512, 512), (1024, 256))
+# By `jax.Device.device_kind`, where it is another.
+_LONGEST_BLOCK_OF = {"TPU v4": ((256, 512), (512, 256), (1024, 128))}
 # The fused backward does five products instead of seven, and writes one gradient of the queries
 # per block of keys, to be summed afterwards: a tenth of the time it saves, at any length, but much
 # memory. So where blocks of one size would be many, those of twice the size are taken: they fit
@@ -109,6 +112,7 @@ def block_sizes(
     head_dim: int,
     itemsize: int,
     window_tokens: int | None,
+    device_kind: str,
 ) -> kernel_lib.BlockSizes:
     """The blocks of a call.
 
@@ -117,16 +121,18 @@ def block_sizes(
       kv_heads: of a shard.
       head_dim, itemsize: H, and bytes per number.
       window_tokens: blocks longer than the window would be mostly masked.
+      device_kind: as `jax.Device.device_kind` says it.
 
     Raises:
       ValueError: a length that is not a multiple of 128, or a head that is too large.
     """
     row_bytes = _padded(head_dim) * itemsize
-    longest = next((size for limit, size in LONGEST_BLOCK if row_bytes <= limit), None)
+    table = _LONGEST_BLOCK_OF.get(device_kind, _LONGEST_BLOCK)
+    longest = next((size for limit, size in table if row_bytes <= limit), None)
     if longest is None:
         raise ValueError(
             f"Splash attention has no blocks for head_dim {head_dim} with {itemsize} bytes per "
-            f"number: {row_bytes} bytes, and the most are {LONGEST_BLOCK[-1][0]}. "
+            f"number: {row_bytes} bytes, and the most are {table[-1][0]}. "
             "Use attention_kernel 'blocked'."
         )
     if window_tokens is not None:
@@ -170,6 +176,7 @@ def kernel(
     itemsize: int,
     window_tokens: int | None,
     softcap: float | None,
+    device_kind: str,
     name: str,
     interpret: bool,
 ) -> kernel_lib.SplashAttentionKernel:
@@ -184,6 +191,7 @@ def kernel(
       heads, kv_heads: of a shard.
       head_dim, itemsize, window_tokens: see `block_sizes`.
       softcap: c in c * tanh(score / c), or None.
+      device_kind: see `block_sizes`.
       name: under which remat policies find the results.
       interpret: run as plain JAX, on any platform.
     """
@@ -195,6 +203,7 @@ def kernel(
         head_dim=head_dim,
         itemsize=itemsize,
         window_tokens=window_tokens,
+        device_kind=device_kind,
     )
     one = Mask(
         tokens=tokens, shards=shards, queries=queries, keys=keys, window_tokens=window_tokens

@@ -120,7 +120,7 @@ def test_splash_equals_reference_with_gradients(heads, kv_heads, length, window,
 # Three blocks of keys: six query heads and their key heads all at once, or a key head at a time.
 @pytest.mark.parametrize("most, groups", [(3, 1), (2, 3), (1, 3)])
 def test_heads_in_groups_equal_reference_with_gradients(monkeypatch, most, groups):
-    monkeypatch.setattr(splash, "LONGEST_BLOCK", ((512, 128),))
+    monkeypatch.setattr(splash, "_LONGEST_BLOCK", ((512, 128),))
     monkeypatch.setattr(splash, "_FEW_KEY_BLOCKS", 3)
     monkeypatch.setattr(splash, "_MOST_GRADIENTS", most)
     splash.kernel.cache_clear()

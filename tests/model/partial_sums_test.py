@@ -95,7 +95,7 @@ def test_the_fused_backward_pass_of_splash_ends_in_additions():
     tokens, heads = 2048, 1
     made = splash.kernel(
         tokens=tokens, shards=1, heads=heads, kv_heads=heads, head_dim=128, itemsize=2,
-        window_tokens=None, softcap=None, name="attention", interpret=True,
+        window_tokens=None, softcap=None, device_kind="cpu", name="attention", interpret=True,
     )  # fmt: skip
     x = jax.ShapeDtypeStruct((1, tokens, heads, 128), jnp.bfloat16)
     segments = jax.ShapeDtypeStruct((1, tokens), jnp.int32)

@@ -76,10 +76,11 @@ def test_other_lengths_are_refused(length):
         splash.block(length, 1024)
 
 
-def blocks(keys, head_dim=128, itemsize=2, window=None, kv_heads=1):
+def blocks(keys, head_dim=128, itemsize=2, window=None, kv_heads=1, kind="TPU v6 lite"):
     return splash.block_sizes(
-        8192, keys, kv_heads=kv_heads, head_dim=head_dim, itemsize=itemsize, window_tokens=window
-    )
+        8192, keys, kv_heads=kv_heads, head_dim=head_dim, itemsize=itemsize, window_tokens=window,
+        device_kind=kind,
+    )  # fmt: skip
 
 
 def test_larger_heads_have_smaller_blocks():
@@ -89,6 +90,12 @@ def test_larger_heads_have_smaller_blocks():
     assert blocks(8192, head_dim=64, itemsize=4).block_kv == 512
     with pytest.raises(ValueError, match=r"head_dim 512 with 4 bytes .* 'blocked'"):
         blocks(8192, head_dim=512, itemsize=4)
+
+
+def test_v4_has_less_vmem():
+    assert blocks(8192, kind="TPU v4").block_kv == blocks(8192, kind="TPU v4").block_q == 512
+    assert blocks(8192, head_dim=256, kind="TPU v4").block_kv == 256
+    assert blocks(8192, head_dim=256, itemsize=4, kind="TPU v4").block_kv == 128
 
 
 def test_blocks_are_not_longer_than_the_window():
@@ -112,7 +119,7 @@ def test_backward_is_fused_while_key_blocks_are_few():
 def test_a_kernel_of_a_long_row_is_small_and_on_the_host():
     made = splash.kernel(
         tokens=131_072, shards=16, heads=32, kv_heads=8, head_dim=128, itemsize=2,
-        window_tokens=None, softcap=None, name="x", interpret=False,
+        window_tokens=None, softcap=None, device_kind="TPU v5", name="x", interpret=False,
     )  # fmt: skip
     leaves = jax.tree.leaves(made)
     assert leaves and all(isinstance(leaf, np.ndarray) for leaf in leaves)

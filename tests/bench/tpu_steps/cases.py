@@ -138,6 +138,7 @@ CASES = {
         maxtext=(*_MAXTEXT_ONE_B, "remat_policy=minimal"),
         maxtext_flags={
             "published": PUBLISHED, "ours": _ours("v5e"), "no rings": PUBLISHED | _NO_RINGS,
+            "ours, no rings": _ours("v5e") | _NO_RINGS,
         },
     ),
     "Llama-2-7B on v5p-128": Case(

@@ -125,10 +125,11 @@ def ideal_bytes(case: cases_lib.Case, chips: int, microbatches: int) -> float:
     """What each chip must send in a step where all chips are along fsdp and context: the ideal.
 
     Each matrix of a layer travels three times in bfloat16: gathered for the forward pass, gathered
-    for the backward pass, and its gradient scattered. Those of the embedding and of the head twice:
-    what is gathered serves both passes of a chunk of the loss, and of a lookup the gradient alone
-    needs anything. A ring sends (n - 1) / n of the whole. Each microbatch does all of it: to keep
-    what is gathered, or gradients before they are summed, takes the memory that it saves.
+    for the backward pass, and its gradient scattered. That of the head twice: what is gathered
+    serves both passes of a chunk of the loss. A ring sends (n - 1) / n of the whole. Each
+    microbatch does all of it: to keep what is gathered, or gradients before they are summed, takes
+    the memory that it saves. Of the embedding either the table and its gradient travel, or what is
+    looked up and its gradient, a vector for each token, whichever is less.
 
     Where context splits rows, keys and values of whole rows travel as a layer's matrices do: each
     part of a row looks at all of it, or is looked at.
@@ -136,12 +137,13 @@ def ideal_bytes(case: cases_lib.Case, chips: int, microbatches: int) -> float:
     config = case.recipe().model
     D, F, H = config.dim, config.ffn_dim, config.head_dim
     layer = 2 * D * H * (config.heads + config.kv_heads) + 3 * D * F
-    entries = 3 * config.layers * layer + 2 * 2 * config.vocab_size * D
+    table, own_tokens = config.vocab_size * D, case.rows * case.tokens / chips
+    entries = microbatches * (3 * config.layers * layer + 2 * table)
+    entries += 2 * min(microbatches * table, own_tokens * D)
     parts = case.mesh.context
     tokens = case.rows * case.tokens * parts / chips  # of the rows of which a chip has a part
     keys = 3 * config.layers * 2 * tokens * config.kv_heads * H
-    of_weights = microbatches * 2 * entries * (chips - 1) / chips
-    return of_weights + 2 * keys * (parts - 1) / parts
+    return 2 * entries * (chips - 1) / chips + 2 * keys * (parts - 1) / parts
 
 
 def compare(name: str, case: cases_lib.Case, made: compiler.Compiler, python: str) -> list[dict]:

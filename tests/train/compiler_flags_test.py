@@ -21,9 +21,7 @@ def test_all_kinds_are_of_chips_with_the_peak_that_is_told():
 )
 def test_twice_is_refused_where_it_is_read(monkeypatch, given):
     monkeypatch.setenv(VARIABLE, given)
-    with pytest.raises(
-        flags.FlagError, match="ARGS: --(xla_a|megascale_x).* given twice"
-    ):
+    with pytest.raises(flags.FlagError, match="ARGS: --(xla_a|megascale_x).* given twice"):
         compiler_flags.check("TPU v5 lite")
     compiler_flags.check("cpu")  # does not read it
     monkeypatch.setenv(VARIABLE, "--xla_a=1 --megascale_x=30m")

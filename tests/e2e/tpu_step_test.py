@@ -2,7 +2,7 @@
 """The comparison of tests/bench/tpu_speed.py in short: a 1B model's step for v5e-16, and its judge.
 
 MaxText is not installed here. Its figures are those of 0.2.5 with libtpu 0.0.52 and the best flags
-known for it ("ours, no rings" in tests/bench/tpu_steps/cases.py), as `make bench-tpu-short` prints
+known for it ("ours" in tests/bench/tpu_steps/cases.py), as `make bench-tpu-short` prints
 them: the same judge on the program that its own script compiles.
 """
 

@@ -47,8 +47,8 @@ def _on(name: str, why: str, source: str = _LIBRARY, value: str = "true") -> Fla
     return Flag(name=name, value=value, why=why, source=source)
 
 
-# All-gathers of FSDP run beside the products that do not need them yet; of every chip.
-_OVERLAP = (
+# All-gathers of FSDP run beside the products that do not need them yet, and products stay whole.
+_EVERY_CHIP = (
     _on(
         "xla_tpu_enable_async_collective_fusion",
         "collectives run beside computation, in the same fusion",
@@ -161,12 +161,13 @@ _VMEM_V5E = "the compiler's estimate of an 8B step on v5e-64: 3,770 ms instead o
 
 # chip -> (flags of dense models, flags of mixtures of experts).
 _TABLE: dict[str, tuple[tuple[Flag, ...], tuple[Flag, ...]]] = {
-    "v4": (_OVERLAP, _OVERLAP),
-    "v5e": ((*_OVERLAP, _FUSED_GATHERS, *_DATA_PARALLEL, _vmem(32768, _VMEM_V5E)),) * 2,
-    "v5p": ((*_OVERLAP, *_SPARSE_CORES, *_DATA_PARALLEL, *_MEGACORE, _vmem(98304, _VMEM_V5P)),) * 2,
+    "v4": (_EVERY_CHIP, _EVERY_CHIP),
+    "v5e": ((*_EVERY_CHIP, _FUSED_GATHERS, *_DATA_PARALLEL, _vmem(32768, _VMEM_V5E)),) * 2,
+    "v5p": ((*_EVERY_CHIP, *_SPARSE_CORES, *_DATA_PARALLEL, *_MEGACORE, _vmem(98304, _VMEM_V5P)),)
+    * 2,
     "v6e": (
-        (*_OVERLAP, *_SPARSE_CORES, _vmem(98304, _VMEM_V6E)),
-        (*_OVERLAP, *_SPARSE_CORES, _vmem(81920, _VMEM_V6E)),
+        (*_EVERY_CHIP, *_SPARSE_CORES, _vmem(98304, _VMEM_V6E)),
+        (*_EVERY_CHIP, *_SPARSE_CORES, _vmem(81920, _VMEM_V6E)),
     ),
 }
 

@@ -25,8 +25,8 @@ from midjax.model import context, partial_sums, window
 LANES = 128
 # (bytes of a head's row up to, tokens per block): the largest blocks whose forward and backward
 # kernels, with segments, window and soft cap, the compiler takes. Rows fill whole registers: a head
-# of 64 counts as one of 128. v5e, v5p and v6e have 64 MiB of VMEM or more, of which the flags in
-# hardware/flags.py let a kernel have enough; v4 has 16 MiB for everything.
+# of 64 counts as one of 128. The flags in hardware/flags.py let a kernel of v5e, v5p and v6e have
+# 32 MiB of VMEM or more; v4 has 16 MiB for everything.
 _LONGEST_BLOCK = ((256, 1024), (512, 512), (1024, 256))
 # By `jax.Device.device_kind`, where it is another.
 _LONGEST_BLOCK_OF = {"TPU v4": ((256, 512), (512, 256), (1024, 128))}
